@@ -214,9 +214,16 @@ def test_wrong_settings_are_refused_with_the_nearest_name(run) -> None:
         run({"planner": plan(call("a"))}, settings={"branches": 2})
 
 
-@pytest.mark.parametrize("setting", [{"concurrency": 2}, {"budget": {"seconds": 5}}])
-def test_a_deterministic_run_refuses_what_depends_on_timing(setting: dict[str, Any]) -> None:
-    flow = {"name": "plan_and_execute", "settings": setting}
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("plan_and_execute", {"concurrency": 2}),
+        ("plan_and_execute", {"budget": {"seconds": 5}}),
+        ("coordinator", {"concurrency": 2}),
+    ],
+)
+def test_a_deterministic_run_refuses_what_depends_on_timing(name: str, setting: dict[str, Any]) -> None:
+    flow = {"name": name, "settings": setting}
     config = {"name": "timed", "tasks": {"sources": [{"type": "direct"}]}, "flow": flow}
     assert ms.load_config({**config, "trainer": {"deterministic": False}}).flow.settings == setting
     with pytest.raises(ConfigError, match="would depend on timing"):

@@ -119,6 +119,25 @@ def test_weights_are_loaded_by_name_and_others_stay(make_policy, tiny_tokenizer,
     asyncio.run(act())
 
 
+def test_a_call_that_waits_for_new_weights_is_sampled_with_them(make_policy, tiny_tokenizer, tmp_path: Path) -> None:
+    source = make_policy(rank=0).decoder
+    add(source, "planner", 3)
+    source.save_adapter(tmp_path, "tiny", "planner")
+    engine = make_policy(rank=0).engine
+    prompt = tiny_tokenizer.encode("The capital of France is")
+
+    async def act() -> Completion:
+        async with engine.exclusive():
+            waiting = call(engine, prompt, "a")
+            await asyncio.sleep(0)
+            await engine.load_weights(Publication(tmp_path, 3, "planner"))
+        return await waiting
+
+    one = asyncio.run(act())
+    assert (one.adapter, one.policy_version) == ("planner", 3)
+    assert difference(source, prompt, one, "planner") < 1e-5
+
+
 def test_an_adapter_that_does_not_fit_leaves_nothing_behind(make_policy, tmp_path: Path) -> None:
     source = make_policy(rank=0).decoder
     add(source, "planner", 3)

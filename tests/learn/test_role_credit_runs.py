@@ -58,7 +58,7 @@ def train(
 
 def test_each_trajectory_is_repeated_without_each_role_and_linked(tiny_path, tmp_path: Path) -> None:
     (row,) = train(tiny_path, tmp_path / "run", 1, {"name": "difference"})
-    assert row["reruns"] == 2 * 3 * 2
+    assert (row["reruns"], row["reruns_unscored"]) == (2 * 3 * 2, 0)
     with Store(tmp_path / "run" / "store.sqlite") as store:
         originals = {one.uid: one for one in store.trajectories.iterate(channel="train")}
         reruns = list(store.trajectories.iterate(channel="rerun"))

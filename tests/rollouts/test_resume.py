@@ -14,8 +14,13 @@ from typing import Any
 import pytest
 
 from midstream.core.environments import Outcome
+from midstream.core.errors import EngineError
+from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Message, Status, Task, Trajectory
 from midstream.engines.base import Request
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.scripted import ScriptedEngine
+from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts import Attempt
 from midstream.tasks.environments import ENVIRONMENTS, register_environment
@@ -80,7 +85,8 @@ def run(make_worker: Any, tmp_path: Path) -> Iterator[Run]:
             says: Dying, flow: str = "react", metadata: Mapping[str, Any] | None = None, **settings: Any
         ) -> Trajectory:
             settings.setdefault("tools", (f"{__name__}:ring", f"{__name__}:look"))
-            worker = make_worker(says, flow, worker={"store": store, "resume": True}, **settings)
+            how = {"store": store, "resume": True, "retry_failed": settings.pop("retry_failed", False)}
+            worker = make_worker(says, flow, worker=how, **settings)
             task = Task(id="t", prompt="Ring.", metadata=metadata or {})
             made = asyncio.run(worker.run(Attempt(task=task, uid="u", prompt_uid="p", seed=3)))
             kept = store.trajectories.get("u")
@@ -140,6 +146,39 @@ def test_recorded_calls_are_answered_and_the_rest_is_sampled(run: Run) -> None:
     assert run(says) == made and says.asked == 2  # an attempt that ended is not made again
 
 
+def test_a_role_with_an_adapter_of_its_own_is_resumed(run: Run, tiny_tokenizer: ChatTokenizer) -> None:
+    def dying(at: int | None, adapter: str) -> tuple[Dying, dict[str, RoleEngine]]:
+        says = Dying(*calls("a"), ANSWER, at=at)
+        engine = ScriptedEngine(tiny_tokenizer, says)
+        engine.adapter = "default"
+        return says, {"policy": RoleEngine(engine, tiny_tokenizer, True, adapter)}
+
+    says, own = dying(1, "own")
+    with pytest.raises(Died):
+        run(says, role_engines=own)
+    says, own = dying(1, "own")
+    with pytest.raises(Died):
+        run(says, role_engines=own)
+    assert says.asked == 0
+    says, other = dying(None, "other")
+    reason = run(says, role_engines=other).metadata["resumed"]["started_again"]
+    assert reason == "call 0: the adapter 'own' answered it, and now 'other' would"
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_failed_attempt_starts_again_where_failures_are_retried(
+    make_worker: Any, attempt: Any, tmp_path: Path, retry: bool
+) -> None:
+    replies: list[str | Exception] = [EngineError("the server is down"), ANSWER]
+    with Store(tmp_path / "store.sqlite") as store:
+        settings = {"store": store, "resume": True, "retry_failed": retry}
+        worker = make_worker(lambda request: replies.pop(0), "react", worker=settings)
+        first, second = (asyncio.run(worker.run(attempt())) for _ in range(2))
+        assert first.status is Status.FAILED and failure_of(first) is Failure.INFRASTRUCTURE
+        assert (second.status is Status.COMPLETED, second == first) == (retry, not retry)
+        assert store.trajectories.get("u").status is second.status
+
+
 def test_another_prompt_starts_the_attempt_again_and_says_so(run: Run) -> None:
     with pytest.raises(Died):
         run(Dying(*calls("a", "b"), ANSWER, at=2))
@@ -165,6 +204,8 @@ def test_a_call_in_doubt(run: Run, in_doubt: str, ok: bool | None, times: int) -
     assert len(rung) == times
     if ok is None:
         assert made.status is Status.FAILED and made.metadata["failure"] == "infrastructure"
+        again = run(Dying(*calls("a"), ANSWER), tool_use={"in_doubt": in_doubt}, retry_failed=True)
+        assert again == made and len(rung) == 1  # the outcome of the first call is still not known
         return
     assert (made.status, made.tool_calls[0].ok) == (Status.COMPLETED, ok)
     assert ok or made.tool_calls[0].error_kind == "in_doubt"

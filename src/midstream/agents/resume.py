@@ -22,7 +22,8 @@ RESUMED = "resumed"
 """Metadata key of a trajectory that was resumed: how many `steps` and `actions` were answered from the record, or why
 it `started_again`."""
 IN_DOUBT = "in_doubt"
-"""`error_kind` of a tool call that was interrupted and must not be repeated."""
+"""`error_kind` of a tool call that was interrupted and must not be repeated; also the metadata key of a trajectory that
+failed because of one."""
 _OUTAGE = "outage"
 
 
@@ -67,9 +68,9 @@ async def call_once(
     request = {"tool": name, "arguments": arguments}
     try:
         result = await log.run(request, act, key=key, repeatable=repeatable, rebuild=_same if rebuild else None)
-    except ActionInDoubt:
+    except ActionInDoubt as error:
         if use.in_doubt == "fail":
-            raise
+            raise ActionInDoubt(f"{error}; set flow.tool_use.in_doubt to report or repeat to go on") from None
         unknown = ToolCall(
             tool=str(name),
             arguments=arguments if isinstance(arguments, dict) else {},

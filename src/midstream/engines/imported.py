@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from midstream.core.errors import ConfigError
 from midstream.engines.base import Engine
@@ -16,7 +17,7 @@ def is_import_path(name: str) -> bool:
 
 
 def imported_engine(path: str, tokenizer: ChatTokenizer) -> Engine:
-    """The engine that the function at `path` returns for `tokenizer`, which counts its tokens. Raises `ConfigError`."""
+    """Return the engine that the function at `path` makes for `tokenizer`, the policy's. Raises `ConfigError`."""
     module, _, attribute = path.partition(":")
     try:
         make = getattr(importlib.import_module(module), attribute)
@@ -24,7 +25,7 @@ def imported_engine(path: str, tokenizer: ChatTokenizer) -> Engine:
         raise ConfigError(f"engine '{path}' cannot be imported: {error}", "is its module on PYTHONPATH?") from error
     if not callable(make):
         raise ConfigError(f"engine '{path}' is not a function", "give a function from a tokenizer to an engine")
-    made = make(tokenizer)
+    made: Any = make(tokenizer)
     if not hasattr(made, "generate"):
         raise ConfigError(f"engine '{path}' returned {type(made).__name__}, not an engine", "return one from it")
     return made

@@ -343,7 +343,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def _by_timing(flow: FlowConfig) -> str | None:
     """Return the setting by which what an attempt does depends on timing, None if there is none."""
-    if flow.name == "plan_and_execute" and flow.settings.get("concurrency", 1) != 1:
+    if flow.name in ("plan_and_execute", "coordinator") and flow.settings.get("concurrency", 1) != 1:
         return "flow.settings.concurrency"
     budget = flow.settings.get("budget")
     return "flow.settings.budget.seconds" if isinstance(budget, dict) and budget.get("seconds") else None

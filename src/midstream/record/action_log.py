@@ -62,6 +62,8 @@ class ActionLog:
         """How the attempt diverged; empty if it has not."""
         self.answered = 0
         """Number of actions answered from the log so far."""
+        self.in_doubt = False
+        """Whether an action is in doubt and not settled."""
 
     async def run(
         self,
@@ -96,8 +98,9 @@ class ActionLog:
                 raise self._divergence(f"action {key}: carried out again, it returned something else")
             return result
         if known is not None and not repeatable:
+            self.in_doubt = True
             raise ActionInDoubt(f"the process died during this action, and its outcome is not known: {written[:400]}")
-        action = known or Action(key, len(self._actions), written)
+        action = known or Action(key, 1 + max((one.number for one in self._actions.values()), default=-1), written)
         self._actions[key] = action
         if known is None and not repeatable:
             await self._write(action)
@@ -107,6 +110,7 @@ class ActionLog:
         """Record `result` for an action in doubt, and return it. An empty `key` means the latest action without a
         key."""
         key = key or f"#{self._unkeyed - 1}"
+        self.in_doubt = False
         return await self._finish(self._actions[key], result)
 
     def results(self) -> list[Any]:

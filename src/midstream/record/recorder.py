@@ -154,7 +154,7 @@ class Recorder:
         self._claim(call.key)
         if self.replayed is not None:
             position = None if call.key else self.replayed.position()
-            step = self.replayed.answer(call, position, role_engine.engine)
+            step = self.replayed.answer(call, position, role_engine)
             if step is not None:
                 if not call.key:
                     self._add(step, role_engine)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from midstream.core.errors import MidstreamError
 from midstream.core.types import FinishReason, Step
-from midstream.engines.base import Completion, Engine
+from midstream.engines.base import Completion
 from midstream.store.exact_json import to_json
 
 if TYPE_CHECKING:
-    from midstream.record.recorder import Call
+    from midstream.record.recorder import Call, RoleEngine
 
 CALL_KEY = "call_key"
 """Metadata key of a step: the key of its call."""
@@ -46,7 +46,7 @@ class RecordedSteps:
         """Index of the next call without a key; None after the recorded ones. Each call takes one."""
         return self._open.popleft() if self._open else None
 
-    def answer(self, call: Call, index: int | None, engine: Engine) -> Step | None:
+    def answer(self, call: Call, index: int | None, role_engine: RoleEngine) -> Step | None:
         """Return the recorded step of `call`; None if the call was not made or not answered. Raises `Diverged` if
         another call is recorded in its place."""
         if self.diverged:
@@ -54,7 +54,7 @@ class RecordedSteps:
         step = self.keyed.get(call.key) if call.key else self._by_index.get(-1 if index is None else index)
         if step is None:
             return None
-        if problem := _difference(step, call, engine):
+        if problem := _difference(step, call, role_engine):
             raise self._divergence(f"call {call.key or index}: {problem}")
         self._by_index.pop(step.step_index, None)
         self.answered += 1
@@ -85,7 +85,7 @@ def completion_of(step: Step) -> Completion:
     )
 
 
-def _difference(step: Step, call: Call, engine: Engine) -> str:
+def _difference(step: Step, call: Call, role_engine: RoleEngine) -> str:
     """Return why `call` is not the recorded one; empty if it is."""
     if step.role != call.role:
         return f"it was made by '{step.role}', and now by '{call.role}'"
@@ -99,7 +99,11 @@ def _difference(step: Step, call: Call, engine: Engine) -> str:
         step.constraint is not None and step.constraint != call.constraint
     ):
         return "its sampling settings differ"
-    if step.adapter != getattr(engine, "adapter", step.adapter) or step.policy_version > engine.policy_version:
+    engine = role_engine.engine
+    adapter = role_engine.adapter or getattr(engine, "adapter", step.adapter)
+    if step.adapter != adapter:
+        return f"the adapter '{step.adapter}' answered it, and now '{adapter}' would"
+    if step.policy_version > engine.policy_version:
         return f"version {step.policy_version} of the weights answered it, which this engine does not have"
     return ""
 

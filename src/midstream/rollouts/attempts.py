@@ -9,6 +9,9 @@ from typing import Any
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
 
+RERUN_OF = "rerun_of"
+"""Metadata key of a trajectory: the uid of the one that it repeats without a role."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
@@ -21,7 +24,7 @@ class Rerun:
     @property
     def metadata(self) -> dict[str, Any]:
         """Metadata of the new trajectory, which links it to its original."""
-        return {"rerun_of": self.original.uid, "without": self.role}
+        return {RERUN_OF: self.original.uid, "without": self.role}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,4 +35,5 @@ class RolloutConfig(Config):
     """Time limit of one trajectory, in seconds of wall time."""
     resume_attempts: bool = False
     """Record the actions of attempts on disk, so that an attempt whose process died continues instead of starting
-    again: recorded model calls are not sampled again, and successful tool calls are not repeated."""
+    again: recorded model calls are not sampled again, and successful tool calls are not repeated. An attempt that ended
+    by a failure starts again."""

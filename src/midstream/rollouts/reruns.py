@@ -82,6 +82,7 @@ class NoOpEngine(_Wrapper):
             text=self._text,
             finish_reason=FinishReason.STOP,
             policy_version=self.policy_version,
+            adapter=request.adapter or self.adapter,
         )
 
 

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.plan_journal import RUN
+from midstream.agents.resume import IN_DOUBT
+from midstream.core.failures import failure_of
 from midstream.core.types import Status, Step, Trajectory
 from midstream.plans.history import discard
 from midstream.record import action_log
@@ -69,10 +71,11 @@ class TrajectorySink(Protocol):
 
 class LocalSink:
     """Records in `store`, or in memory only if it is None. With `resume`, an attempt whose process died is resumed, and
-    one that has ended is not repeated; otherwise both are replaced."""
+    one that has ended is not repeated; otherwise both are replaced. With `retry_failed`, one that ended by a failure is
+    replaced too, unless an action of it is in doubt."""
 
-    def __init__(self, store: Store | None, *, resume: bool = False) -> None:
-        self._store, self._resume = store, resume and store is not None
+    def __init__(self, store: Store | None, *, resume: bool = False, retry_failed: bool = False) -> None:
+        self._store, self._resume, self._retry_failed = store, resume and store is not None, retry_failed
         self._earlier: dict[str, Earlier] = {}
         if store is not None and self._resume:
             store.database.require(action_log.SCHEMA)
@@ -87,7 +90,7 @@ class LocalSink:
         if self._store is None:
             return
         if self._resume:
-            found = await asyncio.to_thread(_earlier, self._store, attempt)
+            found = await asyncio.to_thread(_earlier, self._store, attempt, self._retry_failed)
             self._earlier[attempt.uid] = found
             if found.ended is not None or found.begun:
                 return
@@ -126,11 +129,14 @@ class LocalSink:
         await store.database.submit(lambda transaction: delete(transaction.connection))
 
 
-def _earlier(store: Store, attempt: Attempt) -> Earlier:
-    """Read the record of `attempt`. A trajectory of another task with the same uid is ignored."""
+def _earlier(store: Store, attempt: Attempt, retry_failed: bool) -> Earlier:
+    """Read the record of `attempt`. A trajectory of another task with the same uid is ignored, and with `retry_failed`
+    one that failed."""
     database = store.database
     found = store.trajectories.find(attempt.uid)
     if found is None or found.trajectory.task != attempt.task or found.trajectory.prompt_uid != attempt.prompt_uid:
+        return Earlier(database, ActionLog(database, attempt.uid))
+    if retry_failed and failure_of(found.trajectory) is not None and IN_DOUBT not in found.trajectory.metadata:
         return Earlier(database, ActionLog(database, attempt.uid))
     known = database.read(lambda connection: action_log.load_actions(connection, attempt.uid))
     ended = None if found.trajectory.status is Status.RUNNING else found.trajectory

@@ -12,7 +12,7 @@ from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
-from midstream.agents.resume import RESUMED, check_replayed, divergence
+from midstream.agents.resume import IN_DOUBT, RESUMED, check_replayed, divergence
 from midstream.agents.toolsets import load_flow_tools
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, ServiceError, UserError, nearest
@@ -43,8 +43,8 @@ class AgentFlowWorker:
     `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
     `tools` are added to those of the config. Trajectories are recorded in `sink`, else in `store`, else in memory only.
     `endpoint` accepts the calls of black-box agents, unless the sink provides an endpoint. With `resume` an interrupted
-    attempt in the store is resumed, and one that has ended is not repeated. Raises `ConfigError` for an unknown flow,
-    role, tool or setting."""
+    attempt in the store is resumed, and one that has ended is not repeated, except with `retry_failed` one that failed.
+    Raises `ConfigError` for an unknown flow, role, tool or setting."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class AgentFlowWorker:
         timeout_s: float = 300.0,
         endpoint: AgentEndpoint | None = None,
         resume: bool = False,
+        retry_failed: bool = False,
         tools: Sequence[Tool[..., Any]] = (),
     ) -> None:
         if flow.flows_file is not None:
@@ -96,7 +97,7 @@ class AgentFlowWorker:
             mask=flow.mask_results,
         )
         self._sampling = sampling
-        self._sink: TrajectorySink = sink or LocalSink(store, resume=resume)
+        self._sink: TrajectorySink = sink or LocalSink(store, resume=resume, retry_failed=retry_failed)
         self._score, self._timeout_s, self._endpoint = score, timeout_s, endpoint
 
     @property
@@ -159,8 +160,11 @@ class AgentFlowWorker:
             trajectory = await self._run_flow(session, sampling["policy"], attempt)
             problem = divergence(session)
             if not problem:
-                resumed = {"steps": len(earlier.steps), "actions": earlier.actions.answered}
-                return replace(trajectory, metadata={**trajectory.metadata, RESUMED: resumed})
+                added: dict[str, Any] = {
+                    RESUMED: {"steps": len(earlier.steps), "actions": earlier.actions.answered},
+                    **({IN_DOUBT: True} if earlier.actions.in_doubt else {}),
+                }
+                return replace(trajectory, metadata={**trajectory.metadata, **added})
         _log.warning("trajectory '%s' starts again: %s", attempt.uid, problem)
         await self._sink.restart(attempt)
         session = self._session(attempt, sampling, self._sink.earlier(attempt))

@@ -118,6 +118,45 @@ def test_held_out_tasks_bad_rewards_and_other_roles_are_left_out(
         read(context(tiny_path, source=str(only)))
 
 
+def test_reruns_interrupted_replies_and_what_curation_excluded_are_left_out(
+    tiny_path: Path, tmp_path: Path, successes: list[Trajectory]
+) -> None:
+    first = successes[0]
+
+    def like(uid: str, metadata: dict[str, Any] | None = None, **changed: Any) -> Trajectory:
+        own = (replace(first.steps[0], trajectory_uid=uid), replace(first.steps[0], trajectory_uid=uid, step_index=1))
+        steps = tuple(replace(step, **changed) for step in own)
+        return replace(first, uid=uid, prompt_uid=uid, steps=steps, metadata=metadata or {})
+
+    path = store_of(
+        tmp_path / "own.sqlite",
+        [
+            like("rerun", {"rerun_of": "good", "without": "policy"}),
+            like("cut", finish_reason="interrupted"),
+            like("rejected"),
+            like("excluded"),
+            like("good"),
+        ],
+    )
+    with Store(path) as store:
+        store.annotations.curate("rejected", quality="reject")
+        store.annotations.curate("excluded", trainable=False)
+        store.annotations.curate("good", 0, trainable=False)
+        export_to(store, tmp_path / "own.jsonl")
+    for source in (path, tmp_path / "own.jsonl"):
+        found = read(context(tiny_path, source=str(source)))
+        assert [(one.uid, [step.trainable for step in one.steps]) for one in found] == [("good", [False, True])]
+
+
+def test_a_role_that_is_not_trained_may_have_another_tokenizer(
+    tiny_path: Path, tmp_path: Path, successes: list[Trajectory]
+) -> None:
+    first = successes[0]
+    foreign = replace(first.steps[0], role="judge", step_index=1, response_ids=(100_000,), rollout_log_probs=(-1.0,))
+    path = store_of(tmp_path / "own.sqlite", [replace(first, steps=(first.steps[0], foreign))])
+    assert [step.trainable for step in read(context(tiny_path, source=str(path)))[0].steps] == [True, False]
+
+
 def test_tokens_of_another_tokenizer_are_refused(tiny_path: Path, tmp_path: Path, successes: list[Trajectory]) -> None:
     first = successes[0]
     for uid, ids in (("unknown", (100_000, 5)), ("other", (50, 51))):

@@ -19,7 +19,7 @@ def config(folder: Path, **wandb: Any) -> dict[str, Any]:
         "tasks": {"sources": [{"type": "direct"}]},
         "reward": {"components": {"correctness": 1.0}},
         "rollout": {"tasks_per_step": 1, "group_size": 2, "sampling": {"max_tokens": 4}},
-        "algorithm": {"kl": {"coef": 0.0}},
+        "algorithm": {"name": "reinforce", "kl": {"coef": 0.0}},
         "trainer": {"max_steps": 1, "test_tasks": 2, "eval_every": 0, "run_dir": str(folder), "wandb": wandb},
     }
 
@@ -29,6 +29,8 @@ def test_a_run_is_logged_offline_into_its_folder(tmp_path: Path) -> None:
     api.train(config(tmp_path / "run", project="p"), callbacks=[])
     logs = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(logs) == 1 and b"eval/test/success" in logs[0].read_bytes()
+    kept = (tmp_path / "run" / "wandb_id").read_text().strip()
+    assert logs[0].name == f"run-{kept}.wandb"
 
 
 def test_the_mode_is_offline_without_a_key_or_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from midstream.api import load_config, tune
 from midstream.core.errors import ConfigError, RunError, TrainingError
 from midstream.evaluate.runs import read_rows
 from midstream.learn.run.trainer import Training
+from midstream.learn.tune import study
 from midstream.learn.tune.study import RunningTrial, Trial
 from midstream.rewards import component
 
@@ -119,6 +120,20 @@ def test_a_training_that_cannot_go_on_is_a_failed_trial(
     assert "not finite" in result.trials[0].reason
     with pytest.raises(RunError, match="not finite"):
         tune(config(tiny_path, tmp_path / "none"), 1)
+
+
+def test_settings_that_do_not_fit_together_are_a_failed_trial(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suggest(trial: Any, path: str, values: Any) -> Any:
+        trial.suggest_categorical(path, values.choices)
+        return 3 if (trial.number, path) == (0, "trainer.max_steps") else values.choices[0]
+
+    monkeypatch.setattr(study, "_suggest", suggest)
+    search = {"trainer.max_steps": [2, 3, 4], "trainer.eval_every": [2]}
+    result = tune(config(tiny_path, tmp_path / "search", search), 2)
+    assert [one.state for one in result.trials] == ["failed", "complete"]
+    assert "the last step (3) is not evaluated" in result.trials[0].reason
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,9 @@ class TorchEngine:
             self._cached_version = self.decoder.version
         order = (lambda row: (row.request.session, row.order)) if self.deterministic else (lambda row: (row.order,))
         waiting = sorted((row for row in self._waiting if not row.future.cancelled()), key=order)
+        for row in waiting:
+            if not row.request.adapter:
+                row.adapter = self.adapter  # another may have been loaded while the call waited
         places = self._slots.assign([((row.request.session, row.adapter), row.request.prompt_ids) for row in waiting])
         for row, place in zip(waiting, places, strict=True):
             row.place = place

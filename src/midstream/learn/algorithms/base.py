@@ -109,7 +109,8 @@ class Algorithm(Config, ABC):
     """Credit of each module role, for flows with several trained roles."""
 
     by_trajectory: ClassVar[bool] = False
-    """Whether it values whole trajectories by their reward, as `role_credit` needs."""
+    """Whether it values whole trajectories by their reward and the rewards of their group or batch alone, as
+    `role_credit` needs."""
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
     required_outputs: ClassVar[frozenset[OutputKind]] = frozenset()
@@ -131,7 +132,7 @@ class Algorithm(Config, ABC):
         if credit != "shared" and not self.by_trajectory:
             raise ValueError(
                 f"role_credit '{credit}' needs an algorithm that values whole trajectories; set name=flow_grpo, grpo, "
-                "dr_grpo, rloo, reinforce, reinforce_plus_plus_baseline, remax, opo, maxrl or gpg, or "
+                "dr_grpo, rloo, reinforce, reinforce_plus_plus_baseline, opo, maxrl or gpg, or "
                 "role_credit.name=shared"
             )
         if credit == "difference" and self.rewards_as_given:

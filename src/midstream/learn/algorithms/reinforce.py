@@ -178,7 +178,6 @@ class ReMax(Algorithm):
 
     name: Literal["remax"] = "remax"
     """REINFORCE with the greedy attempt as baseline."""
-    by_trajectory: ClassVar[bool] = True
     greedy_baseline: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:

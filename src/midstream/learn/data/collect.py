@@ -161,7 +161,7 @@ async def attempt_tasks(
     counts = {"dropped_groups": float(len(drawn) - len(kept)), **curriculum.metrics(progress, step)}
     if isinstance(credit := config.algorithm.role_credit, DifferenceCredit):
         kept, reruns = await rerun_without_roles(context, store, kept, made, credit)
-        counts |= {"reruns": float(reruns)}
+        counts |= reruns
     return Collected(kept, attempted, progress, greedy=greedy, counts=counts)
 
 

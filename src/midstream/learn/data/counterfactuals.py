@@ -24,11 +24,11 @@ async def rerun_without_roles(
     groups: Sequence[Sequence[Trajectory]],
     attempts: Mapping[str, Attempt],
     credit: DifferenceCredit,
-) -> tuple[list[list[Trajectory]], int]:
+) -> tuple[list[list[Trajectory]], dict[str, float]]:
     """Repeat the attempts of `groups` without each trained role, as `credit` says. `attempts` are by uid.
 
     Returns the groups with the rewards of their re-runs in `metadata["reward_without"]`, which are also written to the
-    store, and the number of re-runs. A failed re-run has no reward there."""
+    store, and metrics: the number of re-runs, and of those without a reward, which have none there either."""
     chosen = choose_reruns(groups, credit, context.config.rollout)
     reruns = [rerun_of(attempts[trajectory.uid], trajectory, role, credit.reply) for trajectory, role in chosen]
     ended = await context.manager(store).run(reruns, temperature=0.0 if credit.greedy else None)
@@ -46,7 +46,8 @@ async def rerun_without_roles(
     if store is not None:
         changed = (one for group in found for one in group if one.uid in without)
         await asyncio.gather(*(store.trajectories.rescore(one) for one in changed))
-    return found, len(ended)
+    unscored = sum(rerun.reward is None for rerun in ended)
+    return found, {"reruns": float(len(ended)), "reruns_unscored": float(unscored)}
 
 
 def choose_reruns(

@@ -81,6 +81,7 @@ class TrainingContext:
             timeout_s=self.config.rollout.timeout_s,
             endpoint=self.endpoint,
             resume=self.config.rollout.resume_attempts,
+            retry_failed=True,  # the cause of a failure may be gone when a run is resumed
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic

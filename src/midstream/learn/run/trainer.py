@@ -192,14 +192,12 @@ class _Run:
             )
         self.info = RunInfo(context, self.directory)
         changed = saved is not None and bool(self.directory.config_changes(config.model_dump(mode="json")))
+        wandb = config.trainer.wandb
+        wandb_logs = [] if wandb is None else [WandbLog(wandb, self.directory.path, config.name)]
         self.directory.write("config.yaml", self.yaml)
         self.info.write("running")
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
-        wandb = config.trainer.wandb
-        self.loggers = [
-            self.tensorboard,
-            *([] if wandb is None else [WandbLog(wandb, self.directory.path, config.name)]),
-        ]
+        self.loggers = [self.tensorboard, *wandb_logs]
         self.callbacks = (*self.loggers, *self.callbacks)
         for callback in self.callbacks:
             callback.on_start(self.info.at_start(state.step))

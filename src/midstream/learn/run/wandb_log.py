@@ -4,19 +4,20 @@ it logs offline, into the run's folder; `wandb sync FOLDER` uploads that later."
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ConfigError
-from midstream.core.seeds import derive_seed
 from midstream.learn.config import WandbConfig
 
 HOST, WAIT_S = ("api.wandb.ai", 443), 2.0
 
 
 class WandbLog:
-    """A callback that logs metrics by step and evaluations under `eval/<split>/`. A resumed run continues its log."""
+    """A callback that logs metrics by step and evaluations under `eval/<split>/`. A resumed run continues its log; the
+    id of the log is in the file `wandb_id` of the run's folder."""
 
     def __init__(self, config: WandbConfig, folder: Path, name: str) -> None:
         try:
@@ -35,13 +36,20 @@ class WandbLog:
             project=self._config.project,
             entity=self._config.entity,
             name=self._name,
-            id=f"{derive_seed(str(self._folder.resolve())):016x}",
+            id=self._id(),
             resume="allow" if self.mode == "online" else None,
             dir=str(self._folder),
             mode=self.mode,
             config={key: value for key, value in info.items() if isinstance(value, str | int | float | bool)},
             settings=self._wandb.Settings(silent=True, console="off", disable_git=True),
         )
+
+    def _id(self) -> str:
+        # Not made from the path: two machines may have the same one.
+        file = self._folder / "wandb_id"
+        if not file.exists():
+            file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        return file.read_text(encoding="utf-8").strip()
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         if row["stage"] == "rl":

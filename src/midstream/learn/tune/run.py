@@ -116,14 +116,14 @@ class _Tuning:
         """Train with each seed and report the score. False when the user stopped it."""
         scores: list[float] = []
         for number in range(self.settings.seeds):
-            config = self._config(trial, number)
-            watch = _Watch(trial, self.settings.metric, number, config.trainer.max_steps)
-            begun = (Path(str(config.trainer.run_dir)) / "config.yaml").exists()
-            training = Training(config, [watch], resume=begun, endpoint=self.endpoint())
-            watch.stop = training.stop
             try:
+                config = self._config(trial, number)
+                watch = _Watch(trial, self.settings.metric, number, config.trainer.max_steps)
+                begun = (Path(str(config.trainer.run_dir)) / "config.yaml").exists()
+                training = Training(config, [watch], resume=begun, endpoint=self.endpoint())
+                watch.stop = training.stop
                 result = run_blocking(training.run(), interrupt=training.stop)
-            except TrainingError as error:
+            except (ConfigError, TrainingError) as error:  # settings may be valid alone, but not together
                 trial.fail(error.message)
                 return True
             if watch.pruned:
@@ -138,9 +138,11 @@ class _Tuning:
     def _config(self, trial: RunningTrial, number: int) -> TrainConfig:
         folder = self.directory / f"trial-{trial.number:03d}" / f"seed-{number}"
         trainer = {"seed": self.config.trainer.seed + number, "run_dir": str(folder), "test_tasks": 0}
-        return with_settings(
+        made = with_settings(
             self.config, {**trial.settings, **{f"trainer.{key}": value for key, value in trainer.items()}}
         )
+        _check_evaluated(made)
+        return made
 
     def _write(self, search: Search) -> None:
         self.directory.write_json("trials.json", [asdict(one) for one in search.trials])
@@ -192,13 +194,16 @@ def _check(config: TrainConfig, settings: TuneConfig) -> None:
     """Raise `ConfigError` when a setting does not exist, a value does not fit, or nothing is evaluated at the end."""
     for values in ("first", "last"):
         tried = {path: _end_of(one, values) for path, one in settings.search.items()}
-        made = with_settings(config, tried)
-        steps, every = made.trainer.max_steps, made.trainer.eval_every
-        if not every or steps % every:
-            raise ConfigError(
-                f"trainer.eval_every is {every}, so the policy after the last step ({steps}) is not evaluated",
-                "set trainer.eval_every to a divisor of trainer.max_steps",
-            )
+        _check_evaluated(with_settings(config, tried))
+
+
+def _check_evaluated(config: TrainConfig) -> None:
+    steps, every = config.trainer.max_steps, config.trainer.eval_every
+    if not every or steps % every:
+        raise ConfigError(
+            f"trainer.eval_every is {every}, so the policy after the last step ({steps}) is not evaluated",
+            "set trainer.eval_every to a divisor of trainer.max_steps",
+        )
 
 
 def _end_of(values: Any, which: str) -> Any:
