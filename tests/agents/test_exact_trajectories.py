@@ -21,6 +21,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch import engine as torch_engine
+from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.layers import Layer
 from midstream.engines.torch.sampling import sample
 from midstream.learn.config import TrainConfig
@@ -52,12 +53,14 @@ def config_for(model: Path, dtype: str, **roles: Any) -> TrainConfig:
 def stirred(parts: TrainingContext) -> TrainingContext:
     """`parts` with larger random weights, so that positions matter, and a non-zero adapter."""
     generator = torch.Generator().manual_seed(2)
+    decoder = parts.decoder
+    assert isinstance(decoder, Decoder)
     with torch.no_grad():
-        parts.decoder.final_norm.mul_(8)
-        for layer in parts.decoder.layers:
+        decoder.final_norm.mul_(8)
+        for layer in decoder.layers:
             assert isinstance(layer, Layer)
             layer.norms["attention"].mul_(4)
-        for adapter in parts.decoder.adapters().values():
+        for adapter in decoder.adapters().values():
             for up in adapter.up:
                 up.normal_(0, 0.05, generator=generator)
     return parts

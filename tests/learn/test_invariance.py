@@ -53,12 +53,14 @@ def context_of(model: Path, **settings: Any) -> TrainingContext:
     }
     context = build(parse_config(TrainConfig, data))
     generator = torch.Generator().manual_seed(2)
+    decoder = context.decoder
+    assert isinstance(decoder, Decoder)
     with torch.no_grad():
-        context.decoder.final_norm.mul_(8)
-        for layer in context.decoder.layers:
+        decoder.final_norm.mul_(8)
+        for layer in decoder.layers:
             assert isinstance(layer, Layer)
             layer.norms["attention"].mul_(4)
-        for adapter in context.decoder.adapters().values():
+        for adapter in decoder.adapters().values():
             for up in adapter.up:
                 up.normal_(0, 0.05, generator=generator)
     return context

@@ -70,6 +70,7 @@ def test_each_trajectory_is_repeated_without_each_role_and_linked(tiny_path, tmp
         # The other role did not see it, so what it did is as it was, and the difference is the role's own part.
         assert rerun.steps[kept].response_ids == original.steps[kept].response_ids
         assert rerun.steps[1 - kept].text == ""
+        assert original.reward is not None and rerun.reward is not None
         assert original.reward - rerun.reward == pytest.approx(original.steps[1 - kept].reward)
 
 

@@ -68,7 +68,7 @@ def test_what_an_agent_stored_under_the_key_of_a_record_stays(tmp_path, monkeypa
     settings = {"database": str(tmp_path / "memory.db"), "records": f"{__name__}:RECORDS"}
 
     async def changed():
-        toolset = MemoryToolset(MemorySettings(namespace="shop", **settings))
+        toolset = MemoryToolset(MemorySettings.model_validate({"namespace": "shop", **settings}))
         await toolset.open()
         try:
             await toolset.memory.add("Ann ordered nothing.", key="Ann")
