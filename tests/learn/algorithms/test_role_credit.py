@@ -15,6 +15,7 @@ from midstream.learn.algorithms.grpo import GRPO, DrGRPO, FlowGRPO, GiGPO
 from midstream.learn.algorithms.outcome import Outcome, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.algorithms.reinforce import OPO, RLOO, MaxRL, Reinforce, ReMax, RoleBaseline
+from midstream.learn.algorithms.role_credit import DifferenceCredit, RoleEMACredit, RoleGroupCredit
 from midstream.learn.config import TrainConfig
 
 
@@ -36,17 +37,17 @@ def test_by_default_every_role_gets_the_teams_advantage() -> None:
 def test_role_group_compares_each_role_with_itself() -> None:
     """a earned 1 and 0 (mean 0.5), b 0 and 4 (mean 2), over two turns of it in the second trajectory."""
     group = [team(1.0, ("a", 1.0), ("b", 0.0)), team(4.0, ("b", 1.0), ("a", 0.0), ("b", 3.0))]
-    algorithm = FlowGRPO(std="none", role_credit={"name": "role_group"})
+    algorithm = FlowGRPO(std="none", role_credit=RoleGroupCredit())
     assert credited(algorithm, group) == [[[0.5, -2.0], [2.0, -0.5, 2.0]]]
     # With ddof 0 each role is divided by its own standard deviation, 0.5 and 2, so both count as much.
-    normalised = FlowGRPO(ddof=0, eps=0.0, role_credit={"name": "role_group"})
+    normalised = FlowGRPO(ddof=0, eps=0.0, role_credit=RoleGroupCredit())
     assert credited(normalised, group) == [[[1.0, -1.0], [1.0, -1.0, 1.0]]]
 
 
 def test_a_role_is_compared_only_where_it_acted() -> None:
     """b acted in two of three trajectories, which earned 3 and 1: its baseline is 2, that of a 5 / 3."""
     group = [team(3.0, ("a", 0.0), ("b", 0.0)), team(1.0, ("a", 0.0), ("b", 0.0)), team(1.0, ("a", 0.0))]
-    algorithm = DrGRPO(role_credit={"name": "role_group", "reward": "trajectory"})
+    algorithm = DrGRPO(role_credit=RoleGroupCredit(reward="trajectory"))
     found = credited(algorithm, group, [team(7.0)])
     assert found[0][0] == [pytest.approx(3 - 5 / 3), 1.0] and found[0][2] == [pytest.approx(1 - 5 / 3)]
     assert found[1] == [[]]
@@ -58,9 +59,9 @@ def test_difference_subtracts_the_reward_without_the_role() -> None:
         team(1.0, ("a", 0.0), ("b", 1.0), without={"a": 0.5, "b": 0.0}),
         team(0.5, ("a", 0.0), ("b", 0.5), without={"a": 0.5, "b": 0.25}),
     ]
-    found = credited(DrGRPO(role_credit={"name": "difference"}), group)
+    found = credited(DrGRPO(role_credit=DifferenceCredit()), group)
     assert found == [[[0.25, 0.375], [-0.25, -0.375]]]
-    plain = Reinforce(baseline="none", role_credit={"name": "difference"})
+    plain = Reinforce(baseline="none", role_credit=DifferenceCredit())
     assert credited(plain, group) == [[[0.5, 1.0], [0.0, 0.25]]]
 
 
@@ -70,7 +71,7 @@ def test_a_missing_rerun_is_the_mean_of_the_groups_others() -> None:
         team(1.0, ("a", 1.0), without={"a": 0.25}),
         team(1.0, ("a", 1.0)),
     ]
-    found = credited(Reinforce(baseline="none", role_credit={"name": "difference"}), group, [team(1.0, ("a", 1.0))])
+    found = credited(Reinforce(baseline="none", role_credit=DifferenceCredit()), group, [team(1.0, ("a", 1.0))])
     assert found == [[[0.5], [0.75], [0.625]], [[1.0]]]
 
 
@@ -78,14 +79,14 @@ def test_what_a_role_did_not_influence_cancels_out() -> None:
     """R = f_a + f_b, and without a role its part is 0: D_a is f_a, whatever b did."""
     parts = [(0.0, 5.0), (1.0, -3.0), (0.0, 0.0), (1.0, 9.0)]
     group = [team(a + b, ("a", 0.0), ("b", a + b), without={"a": b, "b": a}) for a, b in parts]
-    found = credited(DrGRPO(role_credit={"name": "difference"}), group)
+    found = credited(DrGRPO(role_credit=DifferenceCredit()), group)
     assert [own[0] for own in found[0]] == [-0.5, 0.5, -0.5, 0.5]
     assert [own[1] for own in found[0]] == [2.25, -5.75, -2.75, 6.25]
 
 
 def test_role_ema_subtracts_a_running_baseline_of_each_role() -> None:
     """First step: its own means, 0.5 and 1. Then b_a = 0.75 * 0.5 + 0.25 * 2 = 0.875."""
-    algorithm = GRPO(role_credit={"name": "role_ema", "decay": 0.75, "reward": "role"})
+    algorithm = GRPO(role_credit=RoleEMACredit(decay=0.75, reward="role"))
     first = [team(2.0, ("a", 1.0), ("b", 1.0)), team(1.0, ("a", 0.0), ("b", 1.0))]
     assert credited(algorithm, first) == [[[0.5, 0.0], [-0.5, 0.0]]]
     memory = algorithm.remembered([first])
@@ -97,7 +98,7 @@ def test_role_ema_subtracts_a_running_baseline_of_each_role() -> None:
 
 def test_role_ema_with_rewards_of_roles_is_the_algorithm_role_baseline() -> None:
     group = [team(3.0, ("a", 1.0), ("b", 2.0), memory={"a": 0.25}), team(0.0, ("b", 0.0), memory={"a": 0.25})]
-    credit = Reinforce(role_credit={"name": "role_ema", "decay": 0.9, "reward": "role"})
+    credit = Reinforce(role_credit=RoleEMACredit(decay=0.9, reward="role"))
     baseline = RoleBaseline(decay=0.9)
     assert credit.credited([group]) == baseline.credited([group])
     assert credit.remembered([group]) == baseline.remembered([group])
