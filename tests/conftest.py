@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from midstream.record.store import Store
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-results",
+        action="store_true",
+        help="write the results of other projects' suites into docs/compatibility.md",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.has_plugin("hypothesispytest"):  # the environments of other projects may lack it
         from hypothesis import settings

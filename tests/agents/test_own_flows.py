@@ -15,7 +15,7 @@ from midstream.core.types import Status, Trajectory
 from midstream.rewards import RewardFunction
 
 
-@register("my_agent_flow")
+@register("flow_of_my_own")
 class MyAgentFlow(SingleStepSingleTurnAgentFlow):
     async def run(self, sampling_params, **kwargs) -> int:
         messages = [{"role": "user", "content": kwargs["raw_prompt"]}]
@@ -37,7 +37,7 @@ class MyAgentFlow(SingleStepSingleTurnAgentFlow):
         return 1
 
 
-@register("tool_agent_flow")
+@register("flow_with_tools")
 class ToolAgentFlow(MultiStepAgentFlow):
     async def run(self, sampling_params, **kwargs) -> int:
         messages = [{"role": "user", "content": kwargs["task"]}]
@@ -96,7 +96,7 @@ def run(make_worker, says, name: str, attempt, **worker: Any) -> Trajectory:
 
 
 def test_one_prompt_one_response(make_worker, by_role, attempt) -> None:
-    trajectory = run(make_worker, by_role(policy="6"), "my_agent_flow", attempt())
+    trajectory = run(make_worker, by_role(policy="6"), "flow_of_my_own", attempt())
     assert (trajectory.status, trajectory.answer, trajectory.reward) == (Status.COMPLETED, "6", 1.0)
     (step,) = trajectory.steps
     assert (step.trainable, step.is_last, step.metadata["channel"]) == (True, True, "train")
@@ -105,7 +105,7 @@ def test_one_prompt_one_response(make_worker, by_role, attempt) -> None:
 
 def test_a_loop_of_tool_calls(make_worker, by_role, attempt) -> None:
     says = by_role(policy=["calculator: 12 * 3", "calculator: 36 / 6", "6"])
-    trajectory = run(make_worker, says, "tool_agent_flow", attempt())
+    trajectory = run(make_worker, says, "flow_with_tools", attempt())
     assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 1.0, 3)
     assert [call.result for call in trajectory.tool_calls] == ["36", "6"]
     for before, step in zip(trajectory.steps, trajectory.steps[1:], strict=False):
@@ -134,7 +134,7 @@ def flow(make_worker, by_role, attempt) -> AgentFlowBase:
     from midstream.core.sampling import SamplingParams
     from midstream.record.recorder import Recorder
 
-    worker = make_worker(by_role(policy="yes"), "my_agent_flow")
+    worker = make_worker(by_role(policy="yes"), "flow_of_my_own")
     session = FlowSession(
         task=attempt().task,
         recorder=Recorder("mine", "p", seed=0),

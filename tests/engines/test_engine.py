@@ -129,7 +129,7 @@ def test_an_unknown_token_id_is_refused_before_the_forward_pass(policy, token: i
 def test_a_failed_forward_pass_fails_its_calls_and_the_next_call_works(make_policy, monkeypatch) -> None:
     policy = make_policy()
     with monkeypatch.context() as broken:
-        broken.setattr(policy.engine._cached, "extend", lambda slots, deltas: deltas[99])
+        broken.setattr(policy.engine._cached, "extend", lambda slots, deltas, adapters: deltas[99])
         with pytest.raises(EngineError, match="IndexError"):
             ask(policy, max_tokens=3, seed=1)
     assert ask(policy, max_tokens=3, seed=1).ids

@@ -26,14 +26,10 @@ NODE = str(Path(executable.ROOT_DIR) / "bin" / "node")
 Node = Callable[..., tuple[str, ...]]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-results", action="store_true", help=f"write the table of results into {PAGE.name}")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     found = {suite: PACKAGES / package / "package.json" for suite, package in SUITES.items()}
     versions = {suite: json.loads(path.read_text())["version"] for suite, path in found.items() if path.exists()}
-    page = PAGE if config.getoption("--write-results", False) else None
+    page = PAGE if config.getoption("--write-results") else None
     config.pluginmanager.register(Results(HERE, page, "test-mcp", versions))
 
 

@@ -25,12 +25,8 @@ def _installed(suite: str) -> bool:
 collect_ignore = [path.name for path in HERE.iterdir() if path.is_dir() and not _installed(path.name)]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-results", action="store_true", help=f"write the table of results into {PAGE.name}")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Results(HERE, PAGE if config.getoption("--write-results", False) else None))
+    config.pluginmanager.register(Results(HERE, PAGE if config.getoption("--write-results") else None))
 
 
 @pytest.hookimpl(tryfirst=True)
