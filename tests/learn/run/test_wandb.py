@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from midstream import api
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, RunError
 from midstream.learn.config import WandbConfig
 from midstream.learn.run import wandb_log
 
@@ -46,3 +50,19 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match="needs the package wandb"):
         wandb_log.WandbLog(WandbConfig(), tmp_path, "run")
+
+
+def test_a_log_that_does_not_start_fails_the_run_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Error(Exception): ...
+
+    def init(**settings: Any) -> None:
+        raise Error("API key is invalid")
+
+    package = SimpleNamespace(
+        __spec__=ModuleSpec("wandb", None), Error=Error, Settings=lambda **settings: None, init=init
+    )
+    monkeypatch.setitem(sys.modules, "wandb", cast(Any, package))
+    with pytest.raises(RunError, match="API key is invalid") as error:
+        api.train(config(tmp_path / "run", mode="online"), callbacks=[])
+    assert "WANDB_API_KEY" in error.value.hint
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

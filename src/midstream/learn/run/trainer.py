@@ -199,12 +199,12 @@ class _Run:
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
         self.loggers = [self.tensorboard, *wandb_logs]
         self.callbacks = (*self.loggers, *self.callbacks)
-        for callback in self.callbacks:
-            callback.on_start(self.info.at_start(state.step))
         status = "failed"
         self.publisher = PolicyPublisher(context, self.directory)
         self.source = self._open_source(state)
         try:
+            for callback in self.callbacks:
+                callback.on_start(self.info.at_start(state.step))
             await self.publisher.begin()
             with Store(self.directory / "store.sqlite") as self.store:
                 self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)

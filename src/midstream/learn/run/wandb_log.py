@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, RunError
 from midstream.learn.config import WandbConfig
 
 HOST, WAIT_S = ("api.wandb.ai", 443), 2.0
@@ -32,17 +32,23 @@ class WandbLog:
         self._run: Any = None
 
     def on_start(self, info: dict[str, Any]) -> None:
-        self._run = self._wandb.init(
-            project=self._config.project,
-            entity=self._config.entity,
-            name=self._name,
-            id=self._id(),
-            resume="allow" if self.mode == "online" else None,
-            dir=str(self._folder),
-            mode=self.mode,
-            config={key: value for key, value in info.items() if isinstance(value, str | int | float | bool)},
-            settings=self._wandb.Settings(silent=True, console="off", disable_git=True),
-        )
+        try:
+            self._run = self._wandb.init(
+                project=self._config.project,
+                entity=self._config.entity,
+                name=self._name,
+                id=self._id(),
+                resume="allow" if self.mode == "online" else None,
+                dir=str(self._folder),
+                mode=self.mode,
+                config={key: value for key, value in info.items() if isinstance(value, str | int | float | bool)},
+                settings=self._wandb.Settings(silent=True, console="off", disable_git=True),
+            )
+        except self._wandb.Error as error:
+            raise RunError(
+                f"Weights & Biases does not start a log: {error}",
+                "check WANDB_API_KEY, or set trainer.wandb.mode=offline",
+            ) from None
 
     def _id(self) -> str:
         # Not made from the path: two machines may have the same one.
