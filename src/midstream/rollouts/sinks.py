@@ -92,7 +92,10 @@ class LocalSink:
         if self._resume:
             found = await asyncio.to_thread(_earlier, self._store, attempt, self._retry_failed)
             self._earlier[attempt.uid] = found
-            if found.ended is not None or found.begun:
+            if found.ended is not None:
+                await self._delete_actions(self._store, attempt)  # the process may have died before it could
+                return
+            if found.begun:
                 return
         await self.restart(attempt)
 
