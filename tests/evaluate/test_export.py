@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from midstream import api, cli
 from midstream.core.errors import ConfigError, RunError
@@ -85,6 +87,19 @@ def test_a_fully_tuned_policy_has_no_adapter_to_export(runs: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="a fully tuned policy, which has no adapter"):
         api.export("full", tmp_path / "out", adapter="policy", runs_dir=runs)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_all_roles_share_is_exported_by_its_name(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "lora", run)
+    for file in run.rglob("config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        config["flow"]["roles"] = {"policy": {"adapter": "solver"}}
+        file.write_text(yaml.safe_dump(config))
+    folder = api.export(run, tmp_path / "out", adapter="solver")
+    assert (folder / "adapter_model.safetensors").is_file()
+    with pytest.raises(ConfigError, match="no adapter 'other'"):
+        api.export(run, tmp_path / "other", adapter="other")
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

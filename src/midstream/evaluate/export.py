@@ -78,6 +78,8 @@ def _chosen(checkpoint: Path, config: TrainConfig, adapter: str | None, merge: b
     from midstream.learn.model.weights import saved_adapters
 
     found = saved_adapters(checkpoint, config.policy.adapter)
+    if adapter is not None and len(found) == 1 and adapter in {role.adapter for role in config.flow.roles.values()}:
+        found = {adapter: next(iter(found.values()))}  # all roles share one adapter of another name
     if adapter is not None and adapter not in found:
         raise ConfigError(f"'{checkpoint}' has no adapter '{adapter}'", nearest(adapter, found))
     if merge and adapter is None and len(found) > 1:

@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from midstream.core.types import Status, Task, Trajectory
-from midstream.learn.algorithms.role_credit import SharedCredit
+from midstream.learn.algorithms.role_credit import RoleEMACredit, SharedCredit
 from midstream.learn.data.collect import Collected, attempt_tasks, pass_rates
 from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.tasks.curriculum import InOrder, Progress
 
 
 def made(
-    backfill: int, live: set[int], tasks_per_step: int = 3, position: int = 10, greedy: bool = False
+    backfill: int,
+    live: set[int],
+    tasks_per_step: int = 3,
+    position: int = 10,
+    greedy: bool = False,
+    credit: SharedCredit | None = None,
 ) -> tuple[Collected, list[int]]:
     """Collect where only tasks at the places `live` have attempts that differ; also the places in the order drawn."""
     drawn: list[int] = []
@@ -47,7 +52,7 @@ def made(
             rollout=TrainRolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
-            algorithm=SimpleNamespace(greedy_baseline=greedy, role_credit=SharedCredit()),
+            algorithm=SimpleNamespace(greedy_baseline=greedy, role_credit=credit or SharedCredit()),
         ),
         tasks=SimpleNamespace(get=get),
         reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, scores_groups=False),
@@ -65,6 +70,11 @@ def test_without_backfill_every_group_is_kept() -> None:
     collected, drawn = made(0, live={11})
     assert kept(collected) == ["10", "11", "12"] and drawn == [10, 11, 12]
     assert (collected.progress, collected.counts) == (Progress(13), {"dropped_groups": 0})
+
+
+def test_equal_rewards_of_the_team_may_differ_by_role() -> None:
+    collected, drawn = made(2, live={11}, credit=RoleEMACredit())
+    assert kept(collected) == ["10", "11", "12"] and drawn == [10, 11, 12]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ async def attempt_tasks(
     """Attempt the next `wanted` tasks.
 
     With `rollout.backfill` above 0, groups with equal rewards are dropped and replaced by attempts at other tasks, for
-    at most that many extra rounds (DAPO's dynamic sampling, Yu et al. 2025).
+    at most that many extra rounds (DAPO's dynamic sampling, Yu et al. 2025). Where credit does not follow the reward of
+    the trajectory (`algorithm.role_credit`), equal rewards may still give advantages, and no group is dropped.
     """
     config, curriculum = context.config, context.config.tasks.curriculum
     size, seed = config.rollout.group_size, config.trainer.seed
@@ -142,6 +143,7 @@ async def attempt_tasks(
     drawn: list[str] = []
     greedy: dict[str, float] = {}
     made: dict[str, Attempt] = {}
+    drops = config.rollout.backfill > 0 and config.algorithm.role_credit.follows_reward
     for round_ in range(1 + config.rollout.backfill):
         missing = wanted - len(kept)
         tasks, progress = curriculum.draw(context.tasks, progress, missing, seed=seed, step=step, drawn=drawn)
@@ -154,7 +156,7 @@ async def attempt_tasks(
         attempted += trajectories
         drawn += [task.id for task in tasks]
         groups = _group_by_prompt(trajectories)
-        kept += [group for group in groups if not config.rollout.backfill or _rewards_differ(group, config.rollout)]
+        kept += [group for group in groups if not drops or _rewards_differ(group, config.rollout)]
         if len(kept) >= wanted:
             break
     progress = curriculum.observed(progress, pass_rates(attempted, context.reward.succeeded))
