@@ -17,7 +17,7 @@ from midstream.api import evaluate, load_config, train
 from midstream.evaluate.runs import load_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "schedule.yaml"
-FIXED = {"random": "chance", "first": "first come, first served", "longest": "longest chain first (is told the hours)"}
+FIXED = {"random": "chance", "first": "first come, first served", "longest": "longest chain first (knows the hours)"}
 
 
 def main() -> None:

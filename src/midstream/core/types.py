@@ -166,6 +166,12 @@ class ToolCall:
     attempts: int = 1
     """Number of attempts, including retries and fallbacks."""
 
+    @classmethod
+    def unparsed(cls, problem: object, step_index: int) -> ToolCall:
+        """Return the failed call of a step whose text contains no parsable call, because of `problem`."""
+        error = f"Error: {problem}"
+        return cls(tool="", arguments={}, ok=False, result=error, error_kind="unparsed", step_index=step_index)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:

@@ -100,14 +100,7 @@ class Executor:
     async def execute(self, conversation: Conversation, decision: Decision) -> ToolCall:
         session = conversation.flow.session
         if decision.action is None:
-            call = ToolCall(
-                tool="",
-                arguments={},
-                ok=False,
-                result=f"Error: {decision.problem}",
-                error_kind="unparsed",
-                step_index=decision.step.step_index,
-            )
+            call = ToolCall.unparsed(decision.problem, decision.step.step_index)
             session.tool_calls.append(call)
             return call
         if decision.action.tool == NO_TOOL:

@@ -49,10 +49,10 @@ class AutonomousSettings(Config):
     max_turns: int = Field(default=16, ge=1)
     """Most turns of an attempt."""
     stall_after: int = Field(default=3, ge=1)
-    """Turns in a row without progress after which the agent is told to try another way. Progress is a tool result that
-    is new, or a task done."""
+    """Turns in a row without progress after which a message asks the agent to try another way. Progress is a new tool
+    result, or a task done."""
     max_restarts: int = Field(default=1, ge=0)
-    """How often it is told; then the attempt ends as `stalled`."""
+    """Most such messages; after the last one the attempt ends as `stalled`."""
     max_critiques: int = Field(default=1, ge=0)
     """How often an answer is criticised before it counts. With an engine for the role `critic`, an answer it does not
     accept comes back with its reasons; by rule, one given while tasks are open does."""
@@ -221,7 +221,7 @@ class AutonomousFlow(AgentFlowBase):
         return "" if accepted else step.text.strip()
 
     def _observed(self, text: str) -> str:
-        """`text`, and what the agent is told when it stalls."""
+        """Return `text`, with the message for a stalled agent if it is due."""
         stalled = self.ledger.stalled_turns
         if stalled < self.chosen.stall_after or self._restarts >= self.chosen.max_restarts:
             return text
@@ -231,16 +231,7 @@ class AutonomousFlow(AgentFlowBase):
 
     def _unparsed(self, step: Step, error: UnreadableTurn) -> None:
         self.session.recorder.annotate(step.step_index, parsed=False, parse_error=str(error))
-        self.session.tool_calls.append(
-            ToolCall(
-                tool="",
-                arguments={},
-                ok=False,
-                result=f"Error: {error}",
-                error_kind="unparsed",
-                step_index=step.step_index,
-            )
-        )
+        self.session.tool_calls.append(ToolCall.unparsed(error, step.step_index))
 
     def _state(self) -> str:
         left = self.session.tools.remaining

@@ -159,16 +159,7 @@ class ReactFlow(AgentFlowBase):
             action = read_action(step.text, self._left())
         except UnreadableAction as error:
             recorder.annotate(step.step_index, parsed=False, parse_error=str(error), turn=self.turns)
-            self.session.tool_calls.append(
-                ToolCall(
-                    tool="",
-                    arguments={},
-                    ok=False,
-                    result=f"Error: {error}",
-                    error_kind="unparsed",
-                    step_index=step.step_index,
-                )
-            )
+            self.session.tool_calls.append(ToolCall.unparsed(error, step.step_index))
             return f"Error: {error}"
         name = action.model_dump()["action"]
         self.taken[name] += 1

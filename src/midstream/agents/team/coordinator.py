@@ -48,7 +48,7 @@ class CoordinatorSettings(TeamSettings):
     max_tasks: int = Field(default=12, ge=1)
     """Most tasks of an attempt."""
     max_errors: int = Field(default=2, ge=0)
-    """How often in one turn the manager is told what is wrong with its edit."""
+    """Most corrections of an invalid edit in one turn of the manager."""
     concurrency: int = Field(default=1, ge=1)
     """Most tasks at the same time. Above 1 the order of the recorded steps depends on timing."""
 

@@ -39,7 +39,7 @@ class HandoffSettings(TeamSettings):
     max_handoffs: int = Field(default=6, ge=1)
     """Most handoffs of an attempt; after them only an answer is possible."""
     max_errors: int = Field(default=2, ge=0)
-    """How often in a row a member is told what is wrong with its reply."""
+    """Most corrections of invalid replies of a member in a row."""
 
     @model_validator(mode="after")
     def _known(self) -> HandoffSettings:

@@ -42,7 +42,7 @@ class PeersSettings(TeamSettings):
     start: str = ""
     """The member that gets the task; the first one, or the hub, if empty."""
     turn: Literal["mailbox", "round_robin", "rounds"] = "mailbox"
-    """Who reads next. `mailbox`: whoever has the oldest message. `round_robin`: members with messages, in order.
+    """Who reads next. `mailbox`: the member with the oldest message. `round_robin`: members with messages, in order.
     `rounds`: the same, but messages written in a round are read in the next one."""
     answer: Literal["explicit", "last_message"] = "explicit"
     """The team's answer. `explicit`: what a member writes as one. `last_message`: also, at the end of `max_hops`, the
@@ -54,7 +54,7 @@ class PeersSettings(TeamSettings):
     stall_after: int = Field(default=2, ge=1)
     """Messages in a row that were sent before, by the same member to the same one, that end the attempt."""
     max_errors: int = Field(default=2, ge=0)
-    """How often in a row a member is told what is wrong with its reply."""
+    """Most corrections of invalid replies of a member in a row."""
 
     @model_validator(mode="after")
     def _connected(self) -> PeersSettings:
