@@ -181,7 +181,8 @@ class Budgets(Config):
     starts: Count = 1_000_000
     """Handler calls in all."""
     recoveries: Count = 20
-    """How often a node's worker may die while the node runs, before the node fails: it may be what kills it."""
+    """How often a node's worker may die while the node runs, before the node fails: it may be what kills it. The same
+    limit applies to each of its fallbacks and to its compensation."""
     spend: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Limits of what handlers report with `ctx.spend`: tokens, cost, calls."""
 
