@@ -6,9 +6,10 @@
 For each plan the writes of an undisturbed run are counted. Then, for each write, a run of the same plan is killed with
 SIGKILL just before the write is committed, or just after; another process takes it up, sometimes to be killed in turn.
 What happened is counted in a third process (`effects.py`). Checked: the end and the output are those of the undisturbed
-run; no effect happened twice; no node succeeded twice; a compensation ran for what succeeded and is undone, or failed after
-it had an effect, and for nothing else; no fallback began beside the effect of a failed handler; every state change was legal; the rows are what the events add up to. Prints a JSON summary; exits with 1
-when anything is otherwise. `kill -9` does not cut the power.
+run; no effect happened twice; no node succeeded twice; a compensation ran for what succeeded and is undone, or failed
+after it had an effect, and for nothing else; no fallback began beside the effect of a failed handler; every state
+change was legal; the rows are what the events add up to. Prints a JSON summary; exits with 1 when anything is
+otherwise. `kill -9` does not cut the power.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a failed node may have done is undone before a fallback, a new plan or the rest of the plan takes over from it."""
+"""What a failed node may have done is undone before a fallback, a new plan or the rest of the plan takes over."""
 
 from __future__ import annotations
 

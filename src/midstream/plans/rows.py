@@ -101,7 +101,7 @@ class StepRow:
     kind: str = "step"
     """`step`, `question` or `timer`."""
     state: str = "intent"
-    """Steps: `intent`, `done`, `absent` (it did not happen). Questions: `open`, `answered`, `expired`, and `failed` when
+    """Steps: `intent`, `done`, `absent` (it did not happen). Questions: `open`, `answered`, `expired`, and `failed` if
     the answer is that a call in doubt failed. Timers: `open`, `done`."""
     id: str = ""
     """Of a question: what an answer names."""

@@ -25,7 +25,7 @@ S, R = NodeState, RunStatus
 KEEP = "cancel_keep"
 """Purpose of a cancellation that leaves what succeeded as it is."""
 FALLBACK, FAILED = "fallback", "failed"
-"""Purposes of a compensation before something takes over from a failed call: its fallback, or what goes on without it."""
+"""Purposes of a compensation before something takes over from a failed call: its fallback, or a plan without it."""
 RETURN, PAUSE = "return:", "pause:"
 """Purposes of a rollback to the savepoint that follows: going on from there, or waiting to be resumed."""
 

@@ -191,7 +191,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
 
     async def _execute(self, journal: PlanJournal, name: str, steps: Sequence[PlannedStep]) -> RunStatus:
         """Run a plan to its end, and take over its results."""
-        executor, uid = journal.executor, await journal.run_uid(name)
+        executor, uid = journal.executor, await journal.run_uid(name, kept=self.chosen.keep_plans)
         result = await executor.run(self._compiled(steps), uid=uid)
         if self._handlers.raised is not None:
             await self._forget(journal, uid)
