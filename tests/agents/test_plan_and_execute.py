@@ -290,3 +290,28 @@ def test_compiled_steps_are_a_plan_with_dependencies() -> None:
     graph = compile_steps(steps, "graph", earlier={"old": 1})
     assert [node["after"] for node in graph["nodes"]] == [[], ["a"], []]
     assert graph["nodes"][1]["args"]["given"] == {"old": {"$literal": 1}, "a": {"$ref": ["a"], "default": ""}}
+
+
+def test_a_role_chooses_which_ready_step_starts(run) -> None:
+    steps = (noted("a", "one"), noted("b", "two"), noted("c", "three", needs=["b"]))
+    settings = {"strategy": "graph", "choose": "role"}
+    made = run({"planner": plan(*steps), "scheduler": ["b", "c"]}, settings=settings)
+    assert (outcome(made), done) == ("answered", ["two", "three", "one"])
+    first, second = (step for step in made.steps if step.role == "scheduler")
+    assert first.messages[-1]["content"].splitlines()[1:] == [
+        "Which step starts next?",
+        "a: note(what='one'); 0 wait for it",
+        "b: note(what='two'); 1 wait for it",
+    ]
+    assert first.constraint is not None and second.constraint is not None and first.trainable
+    assert "a: note" in second.messages[-1]["content"] and "b: note" not in second.messages[-1]["content"]
+    # As a rule, or with room for all of them, nobody is asked.
+    for more in ({"roles": {**ONLY_PLANNER, "scheduler": RoleConfig(engine="rules")}}, {}):
+        wide = settings if more else {**settings, "concurrency": 3}
+        made = run({"planner": plan(*steps)}, settings=wide, **more)
+        assert [step.role for step in made.steps] == ["planner"]
+
+
+def test_only_the_steps_of_a_graph_can_be_chosen(run) -> None:
+    with pytest.raises(ConfigError, match="choose applies to the strategy 'graph'"):
+        run({"planner": plan(call("a"))}, settings={"choose": "role"})

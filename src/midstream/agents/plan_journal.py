@@ -74,9 +74,11 @@ class PlanJournal:
         self._uids: list[str] = []
 
     @classmethod
-    async def open(cls, session: FlowSession, handlers: Iterable[Handler]) -> PlanJournal:
+    async def open(
+        cls, session: FlowSession, handlers: Iterable[Handler], *, policy: SchedulingPolicy | None = None
+    ) -> PlanJournal:
         """Return the journal of an attempt, with an executor; closed with the attempt."""
-        return cls._closed_with(session, await open_executor(session, handlers))
+        return cls._closed_with(session, await open_executor(session, handlers, policy=policy))
 
     @classmethod
     async def temporary(

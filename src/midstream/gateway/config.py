@@ -130,7 +130,8 @@ class GatewayConfig(Config):
     """A run directory. The weights that the run publishes are loaded, and calls are stamped with their
     `policy_version`; `trainer.publish_every` sets how often it publishes."""
     adapter: str | None = None
-    """Name of the adapter to follow, for a run that trains several; null follows the only one."""
+    """Name of the only adapter to follow; null follows every one that the run publishes. Of several, a request gets the
+    one that its `model` names; other requests get `policy`, or the first in alphabetical order."""
     tool_format: str | None = None
     """Format of the model's tool calls; recognized from its chat template by default."""
     store: str = "gateway.sqlite"
