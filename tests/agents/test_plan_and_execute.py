@@ -303,8 +303,11 @@ def test_a_role_chooses_which_ready_step_starts(run) -> None:
         "a: note(what='one'); 0 wait for it",
         "b: note(what='two'); 1 wait for it",
     ]
-    assert first.constraint is not None and second.constraint is not None and first.trainable
-    assert "a: note" in second.messages[-1]["content"] and "b: note" not in second.messages[-1]["content"]
+    assert (
+        first.trainable
+        and "a: note" in second.messages[-1]["content"]
+        and "b: note" not in second.messages[-1]["content"]
+    )
     # As a rule, or with room for all of them, nobody is asked.
     for more in ({"roles": {**ONLY_PLANNER, "scheduler": RoleConfig(engine="rules")}}, {}):
         wide = settings if more else {**settings, "concurrency": 3}

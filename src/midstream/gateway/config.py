@@ -136,6 +136,9 @@ class GatewayConfig(Config):
     """Format of the model's tool calls; recognized from its chat template by default."""
     store: str = "gateway.sqlite"
     """Where trajectories are stored: a file, or a `postgresql://` URL."""
+    plans: str | None = None
+    """Store of plans, a file or a `postgresql://` URL. `GET /plans/questions` lists their questions, and
+    `POST /plans/RUN/questions/QUESTION` answers one."""
     durability: Literal["full", "normal"] = "full"
     """On SQLite, an acknowledged call survives a power cut (`full`) or the death of the process (`normal`)."""
     secret_env: str = "MIDSTREAM_GATEWAY_SECRET"

@@ -22,6 +22,7 @@ from midstream.gateway.sessions.adapters import ServedAdapters
 from midstream.gateway.sessions.calls import Calls
 from midstream.gateway.sessions.trajectories import Trajectories
 from midstream.gateway.sessions.upkeep import Upkeep
+from midstream.plans import AgentExecutor
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -32,14 +33,21 @@ LARGEST_NUMBER = 2**63 - 1
 
 
 class Gateway:
-    """Serves the model of `role_engine`. Without a store it serves the trajectories that a rollout attaches."""
+    """Serves the model of `role_engine`. Without a store it serves the trajectories that a rollout attaches. Questions
+    of the runs of `plans` can be answered here."""
 
     def __init__(
-        self, config: GatewayConfig, role_engine: RoleEngine, store: Store | None, signer: TokenSigner
+        self,
+        config: GatewayConfig,
+        role_engine: RoleEngine,
+        store: Store | None,
+        signer: TokenSigner,
+        plans: AgentExecutor | None = None,
     ) -> None:
         if role_engine.tokenizer is None:
             raise ValueError("the gateway's engine must have a tokenizer")
         self.config, self.role_engine, self.store, self.signer = config, role_engine, store, signer
+        self.plans = plans
         self.tokenizer: ChatTokenizer = role_engine.tokenizer
         self.served = ServedAdapters(role_engine)
         self.callers = Callers(config.keys, signer, allow_anonymous=store is not None and not config.keys)
