@@ -107,6 +107,21 @@ def test_a_plan_that_cannot_be_read_is_repaired_with_the_reason(run) -> None:
     assert [step.metadata["parsed"] for step in made.steps] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("NaN", "nan is not a number in JSON"),
+        ("1e999", "inf is not a number"),
+        ("[" * 900 + "]" * 900, "more than 64 deep"),
+    ],
+)
+def test_a_plan_that_json_cannot_keep_is_repaired(run, argument: str, problem: str) -> None:
+    bad = plan(call("a")).replace('"2 * 3"', argument)
+    made = run({"planner": [bad, plan(call("a"))]})
+    assert (outcome(made), made.answer) == ("answered", "6")
+    assert problem in made.steps[1].messages[-1]["content"]
+
+
 def test_without_a_readable_plan_the_attempt_ends_as_no_plan(run) -> None:
     made = run({"planner": "no"}, settings={"max_repairs": 1})
     assert (outcome(made), made.answer, len(made.steps)) == ("no_plan", None, 2)
