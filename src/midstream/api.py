@@ -258,6 +258,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
+    from midstream.plans.load import open_plans
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
@@ -268,9 +269,9 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     async with AsyncExitStack() as stack:
         engine = await make_policy_engine(_engine_settings(config), tokenizer, stack)
         store = stack.enter_context(Store(config.store, config.durability))
-        gateway = Gateway(
-            config, RoleEngine(engine, tokenizer, True), store, TokenSigner(load_secret(config.secret_env))
-        )
+        plans = None if config.plans is None else await stack.enter_async_context(open_plans(config.plans))
+        signer = TokenSigner(load_secret(config.secret_env))
+        gateway = Gateway(config, RoleEngine(engine, tokenizer, True), store, signer, plans)
         if config.follow is not None:
             first = asyncio.Event()
             following = asyncio.create_task(follow(Path(config.follow), gateway, first, adapter=config.adapter))

@@ -107,6 +107,21 @@ def test_a_plan_that_cannot_be_read_is_repaired_with_the_reason(run) -> None:
     assert [step.metadata["parsed"] for step in made.steps] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("NaN", "nan is not a number in JSON"),
+        ("1e999", "inf is not a number"),
+        ("[" * 900 + "]" * 900, "more than 64 deep"),
+    ],
+)
+def test_a_plan_that_json_cannot_keep_is_repaired(run, argument: str, problem: str) -> None:
+    bad = plan(call("a")).replace('"2 * 3"', argument)
+    made = run({"planner": [bad, plan(call("a"))]})
+    assert (outcome(made), made.answer) == ("answered", "6")
+    assert problem in made.steps[1].messages[-1]["content"]
+
+
 def test_without_a_readable_plan_the_attempt_ends_as_no_plan(run) -> None:
     made = run({"planner": "no"}, settings={"max_repairs": 1})
     assert (outcome(made), made.answer, len(made.steps)) == ("no_plan", None, 2)
@@ -290,3 +305,31 @@ def test_compiled_steps_are_a_plan_with_dependencies() -> None:
     graph = compile_steps(steps, "graph", earlier={"old": 1})
     assert [node["after"] for node in graph["nodes"]] == [[], ["a"], []]
     assert graph["nodes"][1]["args"]["given"] == {"old": {"$literal": 1}, "a": {"$ref": ["a"], "default": ""}}
+
+
+def test_a_role_chooses_which_ready_step_starts(run) -> None:
+    steps = (noted("a", "one"), noted("b", "two"), noted("c", "three", needs=["b"]))
+    settings = {"strategy": "graph", "choose": "role"}
+    made = run({"planner": plan(*steps), "scheduler": ["b", "c"]}, settings=settings)
+    assert (outcome(made), done) == ("answered", ["two", "three", "one"])
+    first, second = (step for step in made.steps if step.role == "scheduler")
+    assert first.messages[-1]["content"].splitlines()[1:] == [
+        "Which step starts next?",
+        "a: note(what='one'); 0 wait for it",
+        "b: note(what='two'); 1 wait for it",
+    ]
+    assert (
+        first.trainable
+        and "a: note" in second.messages[-1]["content"]
+        and "b: note" not in second.messages[-1]["content"]
+    )
+    # As a rule, or with room for all of them, nobody is asked.
+    for more in ({"roles": {**ONLY_PLANNER, "scheduler": RoleConfig(engine="rules")}}, {}):
+        wide = settings if more else {**settings, "concurrency": 3}
+        made = run({"planner": plan(*steps)}, settings=wide, **more)
+        assert [step.role for step in made.steps] == ["planner"]
+
+
+def test_only_the_steps_of_a_graph_can_be_chosen(run) -> None:
+    with pytest.raises(ConfigError, match="choose applies to the strategy 'graph'"):
+        run({"planner": plan(call("a"))}, settings={"choose": "role"})

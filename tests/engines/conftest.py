@@ -322,7 +322,7 @@ class _Started:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        settings = "--dtype float32 --enforce-eager --enable-lora --max-lora-rank 16 --max-model-len 512"
+        settings = "--dtype float32 --enforce-eager --enable-lora --max-loras 2 --max-lora-rank 16 --max-model-len 512"
         settings += f" --max-num-seqs 8 --logprobs-mode {mode} --host 127.0.0.1 --port {port}"
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": "1",

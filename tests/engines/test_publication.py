@@ -110,6 +110,28 @@ def test_a_follower_gets_the_newest_then_each_later_one(tmp_path: Path, caplog: 
     assert "the base model answers" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("adapter", "loaded"), [(None, [("critic", 1), ("planner", 1), ("critic", 2)]), ("planner", [("planner", 1)])]
+)
+def test_all_adapters_of_a_run_are_followed_or_the_one_that_is_named(
+    tmp_path: Path, adapter: str | None, loaded: list[tuple[str, int]]
+) -> None:
+    engine, publishers = Engine(), {name: Publisher(tmp_path / FOLDER, name) for name in ("planner", "critic")}
+    for publisher in publishers.values():
+        publisher.publish(1, write)
+
+    async def go() -> None:
+        following = asyncio.create_task(follow(tmp_path, engine, asyncio.Event(), adapter=adapter, every_s=0.005))
+        await until(lambda: engine.loaded)
+        publishers["critic"].publish(2, write)
+        await until(lambda: len(engine.loaded) == len(loaded))
+        await asyncio.sleep(0.05)
+        following.cancel()
+
+    asyncio.run(go())
+    assert [(one.adapter, one.version) for one in engine.loaded] == loaded
+
+
 def test_a_publication_that_does_not_load_is_logged_once_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

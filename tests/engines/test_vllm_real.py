@@ -177,3 +177,29 @@ def test_a_text_model_refuses_images(real_vllm) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with pytest.raises(EngineError, match="not a multimodal model"):
         ask(real_vllm, messages=({"role": "user", "content": [image]},))
+
+
+def test_several_adapters_answer_in_one_batch(real_vllm, tmp_path: Path) -> None:
+    decoders = {name: stirred(real_vllm.folder, seed) for name, seed in (("planner", 5), ("solver", 6))}
+    for name, decoder in decoders.items():
+        save_adapter(decoder.adapters(), tmp_path / name, rank=4, alpha=8.0, base=str(real_vllm.folder))
+
+    async def act(engine: VLLMEngine) -> dict[str, Completion]:
+        for version, name in enumerate(decoders, 1):
+            await engine.load_weights(Publication(tmp_path / name, version, name))
+        # The one loaded last answers requests that name none.
+        asked = [*decoders, "", "planner"]
+        calls = [engine.generate(request_of(real_vllm, session=f"s{n}", adapter=one)) for n, one in enumerate(asked)]
+        planner, solver, default, again = await asyncio.gather(*calls)
+        assert (default.adapter, again.adapter) == ("solver", "planner")
+        assert largest_difference(decoders["solver"], real_vllm, default) < TOLERANCE
+        return {"planner": planner, "solver": solver}
+
+    reply = use(real_vllm, act)
+    assert {name: (one.adapter, one.policy_version) for name, one in reply.items()} == {
+        "planner": ("planner", 1),
+        "solver": ("solver", 2),
+    }
+    for name, other in (("planner", "solver"), ("solver", "planner")):
+        assert largest_difference(decoders[name], real_vllm, reply[name]) < TOLERANCE
+        assert largest_difference(decoders[other], real_vllm, reply[name]) > 0.05

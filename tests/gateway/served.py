@@ -21,6 +21,7 @@ from midstream.gateway.config import GatewayConfig
 from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.server import serving
 from midstream.gateway.service import Gateway
+from midstream.plans import AgentExecutor
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 
@@ -58,12 +59,20 @@ class HeldEngine(ScriptedEngine):
 class Served:
     """A gateway that runs in a thread, with a client and its parts."""
 
-    def __init__(self, engine: Any, tokenizer: ChatTokenizer, store: Path, **config: Any) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: ChatTokenizer,
+        store: Path,
+        *,
+        executor: AgentExecutor | None = None,
+        **config: Any,
+    ) -> None:
         self.engine, self.where = engine, store
         settings = {"port": 0, "model": "tiny", "durability": "normal", **config}
         self.store = Store(store, "normal")
         self.gateway = Gateway(
-            GatewayConfig(**settings), RoleEngine(engine, tokenizer, True), self.store, TokenSigner(SECRET)
+            GatewayConfig(**settings), RoleEngine(engine, tokenizer, True), self.store, TokenSigner(SECRET), executor
         )
         self._up, self._down = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)

@@ -6,9 +6,10 @@
 For each plan the writes of an undisturbed run are counted. Then, for each write, a run of the same plan is killed with
 SIGKILL just before the write is committed, or just after; another process takes it up, sometimes to be killed in turn.
 What happened is counted in a third process (`effects.py`). Checked: the end and the output are those of the undisturbed
-run; no effect happened twice; no node succeeded twice; a compensation ran for what succeeded and is undone, and for
-nothing else; every state change was legal; the rows are what the events add up to. Prints a JSON summary; exits with 1
-when anything is otherwise. `kill -9` does not cut the power.
+run; no effect happened twice; no node succeeded twice; a compensation ran for what succeeded and is undone, or failed
+after it had an effect, and for nothing else; no fallback began beside the effect of a failed handler; every state
+change was legal; the rows are what the events add up to. Prints a JSON summary; exits with 1 when anything is
+otherwise. `kill -9` does not cut the power.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from midstream.plans import AgentExecutor, Handlers, RunStatus
 from midstream.plans import journal as journal_module
 from midstream.plans.history import history, state_at
 from midstream.plans.journal import load
+from midstream.plans.rows import NodeRow
 from midstream.plans.states import NODE_TRANSITIONS, NodeState
 from midstream.store import writer as writer_module
 
@@ -176,15 +178,22 @@ def audit(connection: sa.Connection, uid: str, service: Asked) -> list[str]:
     problems += [f"succeeded {count} times: {key}" for key, count in succeeded.items() if count > 1]
     told = service.ask("tell", run=uid)
     problems += [f"happened {count} times: {key}" for key, count in Counter(told["done"]).items() if count > 1]
-    undone &= {key for key in succeeded}
+    undone &= {*succeeded, *told["done"]}
     containers = {key for key in undone if key not in told["done"]}
     if undone - containers != set(told["undone"]):
         problems.append(f"compensated by the journal {sorted(undone)}, outside {sorted(told['undone'])}")
     problems += [f"undone and never done: {key}" for key in set(told["undone"]) - set(told["done"])]
+    problems += [f"a fallback began, and still done: {key}" for key in beside(uid, saved.nodes, told)]
     if saved.run.status is RunStatus.ROLLED_BACK:
         left = set(told["done"]) & set(told["undoable"]) - set(told["undone"])
         problems += [f"rolled back, and still done: {key}" for key in left]
     return problems
+
+
+def beside(uid: str, nodes: dict[str, NodeRow], told: dict[str, Any]) -> list[str]:
+    """Effects that can be undone and were not, of handlers from which a fallback took over."""
+    before = {f"{uid}/{path}/{row.generation}.{choice}" for path, row in nodes.items() for choice in range(row.choice)}
+    return sorted(before & set(told["undoable"]) - set(told["undone"]))
 
 
 def end_of(told: dict[str, Any], plan: dict[str, Any]) -> tuple[str, Any]:

@@ -50,6 +50,11 @@ def handlers(service: Asked) -> list[Handler]:
         second = await ctx.step("second", lambda: do(ctx, key, what, "", False, False), effects="idempotent")
         return [first, answer, second]
 
+    @handler("partly", effects="steps")
+    async def partly(ctx: Context, what: str, after: Any = None) -> str:
+        await ctx.step("call", lambda: do(ctx, ctx.key, what, "", True, False), effects="idempotent")
+        raise Permanent("it fails after it had an effect")
+
     @handler("undo", effects="idempotent")
     async def undo(ctx: Context, fails: str = "") -> None:
         answer = service.ask("undo", key=ctx.key.removesuffix("/undo"), fails=fails)
@@ -63,7 +68,7 @@ def handlers(service: Asked) -> list[Handler]:
         kept = [node for node in plan["nodes"] if node["id"] != failed and failed not in node.get("after", [])]
         return {**plan, "nodes": [*kept, {"id": "instead", "handler": "read", "args": {"what": "instead"}}]}
 
-    return [read, put, send, post, stepwise, undo, simpler]
+    return [read, put, send, post, stepwise, partly, undo, simpler]
 
 
 def random_plan(draw: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -94,7 +99,9 @@ def random_plan(draw: random.Random, depth: int = 0) -> dict[str, Any]:
 def _node(draw: random.Random, name: str, before: list[str], depth: int) -> dict[str, Any]:
     after = draw.sample(before, min(len(before), draw.choice([0, 1, 1, 2])))
     node: dict[str, Any] = {"id": name}
-    kind = draw.choice(["read", "put", "put", "send", "send", "post", "stepwise", "ask"] + ["plan"] * (depth < 1))
+    kind = draw.choice(
+        ["read", "put", "put", "send", "send", "post", "stepwise", "partly", "ask"] + ["plan"] * (depth < 1)
+    )
     if kind == "plan":
         node |= {"plan": random_plan(draw, depth + 1), "after": after, "on_failure": draw.choice(["continue", "fail"])}
         if draw.random() < 0.3:
@@ -113,6 +120,12 @@ def _node(draw: random.Random, name: str, before: list[str], depth: int) -> dict
             node["args"]["undoable"] = True
             fails = draw.choice(["", "", "", "busy", "always" if draw.random() < 0.2 else ""])
             node["compensate"] = {"handler": "undo", "args": {"fails": fails}, "retry": QUICK}
+    elif kind == "partly":
+        node["on_failure"] = "continue"
+        if draw.random() < 0.8:
+            node["fallback"] = [{"handler": draw.choice(["put", "partly"]), "args": {"what": "other"}}]
+        fails = draw.choice(["", "", "busy", "always" if draw.random() < 0.4 else ""])
+        node["compensate"] = {"handler": "undo", "args": {"fails": fails}, "partial": True, "retry": QUICK}
     elif kind == "stepwise":
         node["args"]["asks"] = draw.random() < 0.3
     if after and draw.random() < 0.6:

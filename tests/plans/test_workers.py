@@ -241,30 +241,56 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path: P
     assert world.did == ["a", "b"]
 
 
-def test_a_node_that_kills_its_worker_again_and_again_fails(tmp_path: Path) -> None:
-    script = """
+POISON = """
 import asyncio, os, sys
-from midstream.plans import AgentExecutor, handler
+from midstream.plans import NOT_DONE, AgentExecutor, Permanent, handler
 
-@handler("poison", effects="steps")
+async def look():
+    return NOT_DONE
+
+@handler("poison", effects=sys.argv[2], probe=look if sys.argv[2] == "once" else None)
 async def poison() -> None:
     os._exit(9)
 
+@handler("well", effects="idempotent")
+async def well(fails: bool = False) -> str:
+    if fails:
+        raise Permanent("no")
+    return "well"
+
 async def main() -> None:
-    async with AgentExecutor(sys.argv[1], [poison]) as executor:
-        made = {"nodes": [{"id": "p", "handler": "poison"}], "budgets": {"recoveries": 2}}
-        result = await executor.run(made, uid="r")
-        print(result.status, result.error)
+    async with AgentExecutor(sys.argv[1], [poison, well]) as executor:
+        node = {"id": "p", "handler": "poison"}
+        if sys.argv[3] == "fallback":
+            node["fallback"] = [{"handler": "well"}]
+        nodes = [node]
+        if sys.argv[3] == "compensation":
+            nodes = [{"id": "p", "handler": "well", "compensate": {"handler": "poison"}}]
+            nodes.append({"id": "q", "handler": "well", "args": {"fails": True}, "after": ["p"]})
+        result = await executor.run({"nodes": nodes, "budgets": {"recoveries": 1}}, uid="r")
+        node = (await executor.status("r")).nodes["p"]
+        print(result.status, result.error or result.output, (node.undo_error or {}).get("message", ""))
 
 asyncio.run(main())
 """
-    ended: list[tuple[int, str]] = []
-    for _ in range(5):
-        command = [sys.executable, "-c", script, str(tmp_path / "plans.db")]
+DIED = "its worker died 2 times while it ran"
+
+
+@pytest.mark.parametrize(
+    ("effects", "place", "said"),
+    [
+        ("steps", "node", f"failed WorkerDied: {DIED}"),
+        ("once", "node", f"failed WorkerDied: {DIED}"),
+        ("steps", "fallback", "succeeded {'p': 'well'}"),
+        ("idempotent", "compensation", f"rollback_failed Permanent: no {DIED}"),
+    ],
+)
+def test_what_kills_its_worker_again_and_again_fails(tmp_path: Path, effects: str, place: str, said: str) -> None:
+    for died in range(3):
+        command = [sys.executable, "-c", POISON, str(tmp_path / "plans.db"), effects, place]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        ended.append((done.returncode, done.stdout.strip()))
-    assert [code for code, _ in ended[:3]] == [9, 9, 9]
-    assert ended[3] == (0, "failed WorkerDied: its worker died 3 times while it ran")
+        assert done.returncode == (9 if died < 2 else 0), done.stderr
+    assert done.stdout.strip() == said
 
 
 def test_the_same_run_is_created_once_and_a_question_answered_once(database: str, world: World) -> None:

@@ -56,6 +56,8 @@ def _planning(request: Request) -> str:
     match request.role:
         case "planner":
             return _plan(*_BOOKING) if said == 0 else _plan(*_GOOD)
+        case "scheduler":
+            return "price"
         case "executor":
             return "room SEED"
         case "verifier":
@@ -112,7 +114,7 @@ def _passing(request: Request) -> str:
 
 SCRIPTS: dict[str, Scripted] = {
     "react": Scripted(REACT),
-    "plan_and_execute": Scripted(_planning, {"strategy": "graph", "review": True}),
+    "plan_and_execute": Scripted(_planning, {"strategy": "graph", "review": True, "choose": "role"}),
     "autogpt": Scripted(_working),
     "coordinator": Scripted(_coordinating, _TEAM),
     "peers": Scripted(_passing, _TEAM),

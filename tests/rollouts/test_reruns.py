@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from midstream.agents.base import AgentFlowBase
 from midstream.agents.registry import register
 from midstream.core.sampling import SamplingParams
@@ -91,6 +93,36 @@ class AsksTwice(AgentFlowBase):
         await self.chat(question, role="idle")
         self.answer = " ".join([(await self.chat(question, role="asked")).text for _ in range(2)])
         return 3
+
+
+def test_a_rerun_that_is_resumed_gets_the_replies_after_those_it_had(make_worker, attempt, tmp_path: Path) -> None:
+    class Dies(BaseException):
+        pass
+
+    @register("test_asks_and_dies")
+    class AsksAndDies(AsksTwice):
+        dies = False
+
+        async def chat(self, messages: Any, role: str = "policy", *args: Any, **kwargs: Any) -> Any:
+            if self.dies and len(self.steps) == 2:
+                raise Dies
+            return await super().chat(messages, role, *args, **kwargs)
+
+    async def both(store: Store) -> list[str | None]:
+        worker = make_worker(Counting(), "test_asks_and_dies", worker={"store": store, "resume": True})
+        given = attempt()
+        original = await worker.run(given)
+        rerun = rerun_of(given, original, "idle")
+        AsksAndDies.dies = True
+        with pytest.raises(Dies):
+            await worker.run(rerun)
+        AsksAndDies.dies = False
+        resumed = await worker.run(rerun)
+        assert resumed.metadata["resumed"] == {"steps": 2, "actions": 0}
+        return [original.answer, resumed.answer]
+
+    with Store(tmp_path / "store.sqlite") as store:
+        assert asyncio.run(both(store)) == ["asked2 asked3"] * 2
 
 
 def test_equal_calls_get_their_recorded_replies_in_order(make_worker, attempt) -> None:

@@ -27,7 +27,7 @@ from midstream.tasks.environments import ENVIRONMENTS, register_environment
 from midstream.tools import tool
 
 ROOT = Path(__file__).parents[2]
-KILLS = {"plan_and_execute": [3, 6], "autogpt": [5, 6], "coordinator": [7, 6], "peers": [4, 5]}
+KILLS = {"plan_and_execute": [4, 7], "autogpt": [5, 6], "coordinator": [7, 6], "peers": [4, 5]}
 """Flows, and the events to kill them at: the second one is a booking that may or may not be repeated."""
 
 

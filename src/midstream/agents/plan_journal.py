@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUN = "plan:"
 """Begins the keys of actions that draw the uid of a plan's run."""
+KEPT = "kept"
+"""Key in the request of such an action: the plan stays in the journal when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ class PlanJournal:
         self._uids: list[str] = []
 
     @classmethod
-    async def open(cls, session: FlowSession, handlers: Iterable[Handler]) -> PlanJournal:
+    async def open(
+        cls, session: FlowSession, handlers: Iterable[Handler], *, policy: SchedulingPolicy | None = None
+    ) -> PlanJournal:
         """Return the journal of an attempt, with an executor; closed with the attempt."""
-        return cls._closed_with(session, await open_executor(session, handlers))
+        return cls._closed_with(session, await open_executor(session, handlers, policy=policy))
 
     @classmethod
     async def temporary(
@@ -96,15 +100,17 @@ class PlanJournal:
         session.resources.push_async_callback(journal.close)
         return journal
 
-    async def run_uid(self, name: str) -> str:
-        """Return a new uid for the plan `name`; the same one when the attempt is resumed."""
+    async def run_uid(self, name: str, *, kept: bool = False) -> str:
+        """Return a new uid for the plan `name`; the same one when the attempt is resumed. A plan that is `kept` stays
+        in the attempt's database when it has ended."""
         begins = self._session.recorder.trajectory_uid[:40].rstrip("-.")
 
         async def draw() -> str:
             return f"{begins}-{uuid.uuid4().hex[:12]}"
 
         if self._session.actions is not None:
-            return await self._session.actions.run({"plan": name}, draw, key=f"{RUN}{name}", repeatable=True)
+            request = {"plan": name, **({KEPT: True} if kept else {})}
+            return await self._session.actions.run(request, draw, key=f"{RUN}{name}", repeatable=True)
         self._uids.append(await draw())
         return self._uids[-1]
 

@@ -16,7 +16,7 @@ import click
 @click.option("--host", help="Address to listen on. An address that other machines can reach needs keys.")
 @click.option("--port", type=int, help="Port to listen on; 0 chooses a free one.")
 @click.option("--follow", help="A run directory; loads the weights it publishes.")
-@click.option("--adapter", help="The adapter to follow, of a run that trains several.")
+@click.option("--adapter", help="Follow only this adapter, of a run that trains several.")
 @click.option("--tool-format", help="Format of the model's tool calls, if its template does not define one.")
 def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> int:
     """Serve a model to agents, and record their calls as training data.

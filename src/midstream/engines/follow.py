@@ -23,37 +23,35 @@ def check_followed(run: Path) -> None:
 async def follow(
     run: Path, subscriber: Subscriber, first: asyncio.Event, *, adapter: str | None = None, every_s: float = EVERY_S
 ) -> None:
-    """Give `subscriber` the newest publication of `run` and every later one, until cancelled. `adapter` names what is
-    followed; None follows whichever name has publications, and the first of several, with a warning.
+    """Give `subscriber` the newest publication of each adapter of `run` and every later one, until cancelled. `adapter`
+    names the only one that is followed.
 
     A publication that fails to load is logged and retried until a newer one appears; the policy does not change
     meanwhile. `first` is set after the first attempt to load, or at once when nothing is published yet.
     """
-    root, reported, several = run / FOLDER, False, False
-    loaded: Publication | None = None
-    failed: Publication | None = None
+    root, reported = run / FOLDER, False
+    loaded: dict[str, Publication] = {}
+    failed: dict[str, Publication] = {}
     while True:
         newest = await asyncio.to_thread(_newest, root, adapter)
-        if adapter is None and newest is not None and not several and len(names := adapters(root)) > 1:
-            several = True
-            _log.warning("'%s' publishes %s: following '%s'; name another", run, ", ".join(names), newest.adapter)
-        if newest is None and not reported:
+        if not newest and not reported:
             reported = True
             _log.warning("'%s' has published no weights yet: the base model answers until it does", run)
-        if newest is not None and newest != loaded:
+        for one in newest:
+            if one == loaded.get(one.adapter):
+                continue
             try:
-                await subscriber.load_weights(newest)
-                loaded = newest
-                _log.info("policy version %d, from %s", newest.version, newest.folder)
+                await subscriber.load_weights(one)
+                loaded[one.adapter] = one
+                _log.info("policy version %d, from %s", one.version, one.folder)
             except Exception as error:  # later publications must still be loaded
-                if newest != failed:
-                    _log.warning("%s was not loaded: %s: %s", newest.folder, type(error).__name__, error)
-                failed = newest
+                if one != failed.get(one.adapter):
+                    _log.warning("%s was not loaded: %s: %s", one.folder, type(error).__name__, error)
+                failed[one.adapter] = one
         first.set()
         await clock.sleep(every_s)
 
 
-def _newest(root: Path, adapter: str | None) -> Publication | None:
+def _newest(root: Path, adapter: str | None) -> list[Publication]:
     names = adapters(root) if adapter is None else [adapter]
-    found = published(root, names[0]) if names else []
-    return found[-1] if found else None
+    return [found[-1] for name in names if (found := published(root, name))]

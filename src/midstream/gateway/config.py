@@ -130,11 +130,15 @@ class GatewayConfig(Config):
     """A run directory. The weights that the run publishes are loaded, and calls are stamped with their
     `policy_version`; `trainer.publish_every` sets how often it publishes."""
     adapter: str | None = None
-    """Name of the adapter to follow, for a run that trains several; null follows the only one."""
+    """Name of the only adapter to follow; null follows every one that the run publishes. Of several, a request gets the
+    one that its `model` names; other requests get `policy`, or the first in alphabetical order."""
     tool_format: str | None = None
     """Format of the model's tool calls; recognized from its chat template by default."""
     store: str = "gateway.sqlite"
     """Where trajectories are stored: a file, or a `postgresql://` URL."""
+    plans: str | None = None
+    """Store of plans, a file or a `postgresql://` URL. `GET /plans/questions` lists their questions, and
+    `POST /plans/RUN/questions/QUESTION` answers one."""
     durability: Literal["full", "normal"] = "full"
     """On SQLite, an acknowledged call survives a power cut (`full`) or the death of the process (`normal`)."""
     secret_env: str = "MIDSTREAM_GATEWAY_SECRET"

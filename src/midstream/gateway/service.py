@@ -18,9 +18,11 @@ from midstream.gateway.limits.backpressure import check_backpressure
 from midstream.gateway.limits.callers import Callers
 from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.adapters import ServedAdapters
 from midstream.gateway.sessions.calls import Calls
 from midstream.gateway.sessions.trajectories import Trajectories
 from midstream.gateway.sessions.upkeep import Upkeep
+from midstream.plans import AgentExecutor
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -31,16 +33,23 @@ LARGEST_NUMBER = 2**63 - 1
 
 
 class Gateway:
-    """Serves the model of `role_engine`. Without a store it serves the trajectories that a rollout attaches."""
+    """Serves the model of `role_engine`. Without a store it serves the trajectories that a rollout attaches. Questions
+    of the runs of `plans` can be answered here."""
 
     def __init__(
-        self, config: GatewayConfig, role_engine: RoleEngine, store: Store | None, signer: TokenSigner
+        self,
+        config: GatewayConfig,
+        role_engine: RoleEngine,
+        store: Store | None,
+        signer: TokenSigner,
+        plans: AgentExecutor | None = None,
     ) -> None:
         if role_engine.tokenizer is None:
             raise ValueError("the gateway's engine must have a tokenizer")
         self.config, self.role_engine, self.store, self.signer = config, role_engine, store, signer
+        self.plans = plans
         self.tokenizer: ChatTokenizer = role_engine.tokenizer
-        self.names = (config.model, *config.aliases)
+        self.served = ServedAdapters(role_engine)
         self.callers = Callers(config.keys, signer, allow_anonymous=store is not None and not config.keys)
         self.admission = AdmissionController(config.limits, config.keys)
         reward = config.reward
@@ -48,7 +57,16 @@ class Gateway:
         self.trajectories = Trajectories(config, store, role_engine, self.reward)
         self.upkeep = Upkeep(config, store, self.trajectories, self.admission)
         self.metrics = Metrics(self)
-        self.calls = Calls(config, role_engine, self.tokenizer, self.admission, self.trajectories, self.metrics)
+        self.calls = Calls(config, self.served, self.tokenizer, self.admission, self.trajectories, self.metrics)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model, then those of its adapters if there are several."""
+        return tuple(dict.fromkeys((self.config.model, *self.config.aliases, *self.served.names)))
+
+    def policy_version(self, name: str = "") -> int:
+        """Return the version of the weights that answer requests for the model `name`."""
+        return self.served.version(name)
 
     def require_store(self) -> Store:
         """Return the store. Raises `ApiError` 404 in a rollout, which records by itself."""
@@ -57,8 +75,8 @@ class Gateway:
         return self.store
 
     def model_name(self, name: str | None, active: ActiveTrajectory | None = None) -> str:
-        """Return the model of a request: the one served, or a role of its rollout. Raises `ApiError` 404 for any
-        other."""
+        """Return the model of a request: the one served, one of its adapters, or a role of its rollout. Raises
+        `ApiError` 404 for any other."""
         names = (*self.names, *(active.role_engines if active is not None else ()))
         if name is not None and name not in names:
             served = ", ".join(dict.fromkeys(names))
@@ -96,12 +114,18 @@ class Gateway:
         await check_backpressure(limits, self.require_store(), engine, channel or self.config.channel)
 
     async def load_weights(self, publication: Publication) -> None:
-        """Answer with the weights of `publication` from now on, as a subscriber of a run. Raises `Unsupported` if the
-        engine takes no weights."""
+        """Answer with the weights of `publication` from now on, as a subscriber of a run. A request whose model is the
+        name of an adapter gets that one, once several are loaded. Raises `Unsupported` if the engine takes no
+        weights."""
         engine = self.role_engine.engine
         if not isinstance(engine, PolicyEngine):
             raise Unsupported(f"{engine.name} takes no weights")
-        await self.update(lambda: engine.load_weights(publication))
+
+        async def load() -> None:
+            await engine.load_weights(publication)
+            self.served.loaded(publication)
+
+        await self.update(load)
 
     async def update(self, load: Callable[[], Awaitable[None]]) -> None:
         """Load new weights into the engine. New calls wait meanwhile, so that none mixes two versions."""

@@ -118,6 +118,12 @@ async def _invoke(function: Any, given: dict[str, Any], threads: Executor) -> An
     if inspect.iscoroutinefunction(function):
         return await function(**given)
     copied = contextvars.copy_context()
-    work = asyncio.get_running_loop().run_in_executor(threads, lambda: copied.run(function, **given))
-    output = await work
+
+    def work() -> Any:
+        try:
+            return copied.run(function, **given)
+        except StopIteration as error:  # a future cannot hold one, and would never be done
+            raise RuntimeError("it raised StopIteration") from error
+
+    output = await asyncio.get_running_loop().run_in_executor(threads, work)
     return await output if inspect.isawaitable(output) else output

@@ -8,6 +8,7 @@ returned then. An effect outside of `step` would be repeated, so `ask` and `slee
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -16,12 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from midstream.core import clock
 from midstream.plans.errors import Permanent
+from midstream.plans.misfit import schema_problem
 from midstream.plans.rows import StepRow
 
 T = TypeVar("T")
 MISSING: Any = object()
 APPROVAL, DOUBT = "@approval", "@doubt"
 """Keys of questions that the executor asks. Those of handlers do not begin with `@`."""
+LONGEST_KEY = 500
 
 
 class Suspended(BaseException):
@@ -98,6 +101,8 @@ class Context:
         """Messages of the `Correctable` errors of earlier attempts, oldest first."""
         self.role = role
         self._port, self._scope, self._effects = port, scope, effects
+        self._under_way: set[str] = set()
+        """Keys of steps that run now."""
 
     async def step(
         self,
@@ -113,8 +118,24 @@ class Context:
         runs again (use `step_key(key)`), `probe` is asked where there is one, and otherwise the node is in doubt.
         """
         row = self._port.known_step(_own(key))
+        if key in self._under_way:
+            raise Permanent(f"two steps with the key '{key}' run at once; give each a key of its own")
         if row is not None and row.state == "done":
             return await self._port.load(row.value)
+        self._under_way.add(key)
+        try:
+            return await self._step(key, row, function, effects, probe)
+        finally:
+            self._under_way.discard(key)
+
+    async def _step(
+        self,
+        key: str,
+        row: StepRow | None,
+        function: Callable[[], Awaitable[T] | T],
+        effects: str,
+        probe: Callable[[], Any] | None,
+    ) -> T:
         if row is not None and row.state == "intent" and row.effects == "once":
             found = None if probe is None else await _awaited(probe())
             if found is None or found.happened is None:
@@ -179,8 +200,9 @@ class Context:
         return answers
 
     async def sleep(self, key: str, seconds: float) -> None:
-        """Wait, across restarts."""
+        """Wait, across restarts. Raises `Permanent` for a time that is no number of seconds."""
         self._may_wait("sleep")
+        _check_seconds(seconds, "sleep")
         row = self._port.known_step(_own(key))
         if row is None:
             row = StepRow(self.path, self._scope, key, "timer", "open")
@@ -194,7 +216,11 @@ class Context:
         self._port.restart_timeout()
 
     def spend(self, **amounts: float) -> None:
-        """Report what this call used (tokens, cost), counted against the plan's budget. Raises `Fatal` above it."""
+        """Report what this call used (tokens, cost), counted against the plan's budget. Raises `Fatal` above it, and
+        `Permanent` for an amount that would reduce what was used."""
+        for name, amount in amounts.items():
+            if not 0 <= amount < math.inf:
+                raise Permanent(f"{amount} of {name} cannot be spent: give a number of at least 0")
         self._port.spend(amounts)
 
     def _may_wait(self, what: str) -> None:
@@ -207,8 +233,11 @@ class Context:
     def _question(self, key: str, question: Question) -> StepRow:
         row = StepRow(self.path, self._scope, key, "question", "open", prompt=question.prompt)
         row.schema = schema_of(question.schema)
+        if problem := schema_problem(row.schema):
+            raise Permanent(f"no answer to '{key}' can be taken: {problem}")
         row.asked_at = clock.time()
         if question.expires_s is not None:
+            _check_seconds(question.expires_s, "expires_s")
             row.wake_at, row.wait_s = row.asked_at + question.expires_s, question.expires_s
         if question.default is not MISSING:
             row.default = self._port.encode(question.default)
@@ -240,7 +269,14 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 def _own(key: str) -> str:
     if key.startswith("@"):
         raise Permanent(f"the key '{key}' of a step cannot begin with @")
+    if len(key) > LONGEST_KEY or not key.isprintable():
+        raise Permanent(f"the key {key[:40]!a} of a step must be at most {LONGEST_KEY} printable characters")
     return key
+
+
+def _check_seconds(seconds: float, what: str) -> None:
+    if not math.isfinite(seconds):
+        raise Permanent(f"{what} takes a number of seconds, not {seconds}")
 
 
 async def _awaited(value: Any) -> Any:

@@ -109,7 +109,11 @@ class Failure:
             kind = error.kind
         elif isinstance(error, ConnectionError | TimeoutError | EngineUnreachable):
             kind = Kind.TRANSIENT
-        return cls(kind, type(error).__name__, text_without_secrets(str(error))[:LONGEST_MESSAGE])
+        try:
+            message = text_without_secrets(str(error))[:LONGEST_MESSAGE].encode(errors="backslashreplace").decode()
+        except Exception as broken:  # of a class of the handler's author
+            message = f"its message cannot be read: {type(broken).__name__}"
+        return cls(kind, type(error).__name__, message)
 
     def as_json(self) -> dict[str, str]:
         return {"kind": str(self.kind), "type": self.type, "message": self.message}

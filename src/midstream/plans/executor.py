@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import uuid
@@ -201,10 +202,15 @@ class AgentExecutor:
     # Commands
 
     async def answer(self, uid: str, question: str, value: Any) -> None:
-        """Answer an open question. Raises `NoSuchQuestion`, and `AnswerRefused` for an answer that does not fit."""
+        """Answer an open question. Raises `NoSuchQuestion`, and `AnswerRefused` for an answer that is not JSON or does
+        not fit."""
         asked = next((one for one in await self.questions(uid) if one.id == question), None)
         if asked is None:
             raise NoSuchQuestion(f"run '{uid}' has no open question '{question}'", "see: midstream plan status")
+        try:
+            value = json.loads(json.dumps(value, allow_nan=False))  # what is checked is what the node gets
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AnswerRefused(f"the answer is not JSON: {error}") from None
         if problem := misfit(value, asked.schema):
             raise AnswerRefused(f"the answer does not fit: {problem}", f"its schema is {asked.schema}")
         if not await self._command(uid, commands.ANSWER, {"answer": value}, question):

@@ -8,7 +8,7 @@ in `todo`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from midstream.plans.checks import Compiled, compensations_of
@@ -104,6 +104,7 @@ class Graph:
             if row.handler and (row.state in (S.RUNNING, S.IN_DOUBT) or row.reason == RESOLVE):
                 yield row.handler, path
         begun = [one for one in self.compiled.plan.nodes if self.has_begun(one.id)]
+        compensates = compensates or any(row.state is S.COMPENSATING for row in self._saved.values())
         if compensates and begun:
             plan = self.compiled.plan.model_copy(update={"nodes": tuple(begun), "replan": None})
             yield from compensations_of(plan)
@@ -310,9 +311,10 @@ class Graph:
         self.change(owner, phase=Phase.UNDOING)
         self.todo.append((Todo.UNDO, owner))
 
-    def to_undo(self, owner: Instance, after: int = 0) -> list[Instance]:
+    def to_undo(self, owner: Instance, partly: Callable[[Instance], bool], after: int = 0) -> list[Instance]:
         """What a rollback of `owner` compensates, the last to succeed last. A node with a compensation of its own
-        stands for everything below it. `after` leaves out children of `owner` that finished before that event."""
+        stands for everything below it. `partly` says whether the compensation of a node that failed or was cancelled is
+        to undo a part of its effect. `after` leaves out children of `owner` that finished before that event."""
         found: list[Instance] = []
         waiting = [one for one in owner.children if not after or not 0 < one.row.finished <= after]
         while waiting:
@@ -320,8 +322,7 @@ class Graph:
             undo = one.node.compensate
             if undo is not None and one.is_body:
                 again = one.state in (S.SUCCEEDED, S.COMPENSATION_FAILED, S.COMPENSATING)
-                partial = undo.partial and one.state in (S.FAILED, S.CANCELLED) and one.row.steps_done > 0
-                if again or partial:
+                if again or (one.state in (S.FAILED, S.CANCELLED) and partly(one)):
                     found.append(one)
                     continue
             waiting.extend(one.children)
@@ -338,14 +339,18 @@ class Graph:
 
     def holds_failed_compensation(self, one: Instance) -> bool:
         """Whether something of `one` could not be undone: it cannot start anew before that is dealt with."""
-        return any(each.state is S.COMPENSATION_FAILED for each in (one, *self.descendants(one)))
+        return any(
+            each.state is S.COMPENSATION_FAILED or (each.state is S.FAILED and each.row.undo_error is not None)
+            for each in (one, *self.descendants(one))
+        )
 
     def reset(self, one: Instance) -> None:
         """Return `one` and everything below it to pending, under a new generation."""
         for each in (*self.descendants(one), one):
             if each.state is S.PENDING and not each.row.starts:
                 continue
-            blank = NodeRow(generation=each.row.generation + 1, recoveries=each.row.recoveries)
+            row = each.row
+            blank = NodeRow(generation=row.generation + 1, recoveries=row.recoveries, undone=row.undone)
             if each.state is S.PENDING:
                 self.change(each, **fields_to_reset(blank, each.row))
             else:

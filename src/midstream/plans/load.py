@@ -1,4 +1,4 @@
-"""Loads handlers from modules and files, as the command line names them."""
+"""Loads handlers from modules and files, and opens journals, as the command line names them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, RunError
+from midstream.plans.executor import AgentExecutor
 from midstream.plans.handlers import Handler, Handlers
 
 
@@ -50,3 +51,11 @@ def _module(where: str) -> ModuleType:
         raise ConfigError(
             f"cannot import the handlers '{where}': {error}", "give the name of a module as Python imports it"
         ) from None
+
+
+def open_plans(store: str, handlers: Handlers | None = None) -> AgentExecutor:
+    """Return an executor on the journal in `store`, a path or a postgresql:// URL. Raises `RunError` when there is no
+    file at a path: a misspelt one must not create a journal."""
+    if "://" not in store and not Path(store).is_file():
+        raise RunError(f"no store at '{store}'", "check the path; 'midstream plan run' makes one")
+    return AgentExecutor(store, handlers or ())

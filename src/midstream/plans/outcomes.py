@@ -10,7 +10,7 @@ from midstream.plans import calls, inputs, questions, recovery, undoing
 from midstream.plans.calls import Found, Outcome, Raised, Returned, StepUnknown, Unknown, Waits
 from midstream.plans.errors import Failure, Kind, Permanent
 from midstream.plans.handlers import Handler
-from midstream.plans.instances import RESOLVE, Instance
+from midstream.plans.instances import RESOLVE, Instance, Shape
 from midstream.plans.plan import Retry
 from midstream.plans.port import RunnerPort
 from midstream.plans.states import NodeState, Phase
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 
 S = NodeState
 LOST = Failure(Kind.TRANSIENT, "WorkerDied", "its worker died while it ran")
+FRESH: dict[str, Any] = {
+    "retries": 0,
+    "corrections": 0,
+    "recoveries": 0,
+    "feedback": [],
+    "steps_done": 0,
+    "reason": "",
+    "phase": Phase.FORWARD,
+    "purpose": "",
+    "undo_retries": 0,
+    "undo_recoveries": 0,
+    "undo_error": None,
+}
+"""Fields with which a fallback begins."""
 
 
 def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
@@ -60,8 +74,20 @@ def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
             runner.graph.change(one, reason="")
             if failing(runner, one):
                 _cancel(runner, one)
+            elif worn_out(runner, one):
+                fail(runner, one, died(one))
             else:
                 runner.graph.ready(one)
+
+
+def worn_out(runner: Runner, one: Instance) -> bool:
+    """Whether the worker of `one` died more often than the plan's budget allows: `one` may be what kills it."""
+    return one.row.recoveries > runner.graph.compiled.plan.budgets.recoveries
+
+
+def died(one: Instance) -> Failure:
+    """The failure of a node that is worn out."""
+    return Failure(Kind.PERMANENT, "WorkerDied", f"its worker died {one.row.recoveries} times while it ran")
 
 
 def failing(runner: Runner, one: Instance) -> bool:
@@ -104,18 +130,44 @@ def fail(runner: Runner, one: Instance, failure: Failure) -> None:
 
 def _end(runner: Runner, one: Instance, error: dict[str, str]) -> None:
     runner.graph.change(one, S.FAILED, error=error, reason="")
-    runner.graph.failed(one)
+    if not failing(runner, one) and _goes_on(runner, one) and undoing.undoable(runner, one):
+        undoing.before_takeover(runner, one, undoing.FAILED)
+    else:
+        runner.graph.failed(one)
+
+
+def _goes_on(runner: Runner, one: Instance) -> bool:
+    """Whether the run may go on without `one`: by a new plan, or because the node is allowed to fail."""
+    node = one.node
+    tolerated = node.map is not None and node.map.min_succeeded is not None
+    return node.on_failure == "continue" or tolerated or runner.graph.compiled.plan.replan is not None
 
 
 def fall_back(runner: Runner, one: Instance, failure: Failure) -> bool:
-    """Make the node's next fallback ready; False when it has none left, or the plan's budget is used up."""
-    if one.row.choice >= len(one.node.fallback) or not one.is_body or not runner.use("fallbacks"):
+    """Let the node's next fallback take over, once what the node may have done is undone; False when it has none left,
+    or the plan's budget is used up. A step in doubt that no compensation would undo is asked about first."""
+    if one.row.choice >= len(one.node.fallback) or not one.is_body:
         return False
-    fresh: dict[str, Any] = {"retries": 0, "corrections": 0, "feedback": [], "steps_done": 0, "reason": ""}
-    if one.row.phase is not Phase.FORWARD:
-        fresh |= {"phase": Phase.FORWARD, "purpose": ""}
-    runner.graph.ready(one, choice=one.row.choice + 1, error=failure.as_json(), **fresh)
+    undoable = undoing.undoable(runner, one)
+    open_steps = [] if undoable or one.shape is not Shape.CALL else questions.steps_in_doubt(runner, one)
+    if open_steps and one.state is S.RUNNING:
+        runner.graph.change(one, error=failure.as_json())
+        questions.ask_doubt(runner, one, open_steps[0].key)
+        return True
+    if not runner.use("fallbacks"):
+        return False
+    if undoable:
+        runner.graph.change(one, S.FAILED, error=failure.as_json(), reason="")
+        undoing.before_takeover(runner, one, undoing.FALLBACK)
+    else:
+        next_fallback(runner, one, failure.as_json())
     return True
+
+
+def next_fallback(runner: Runner, one: Instance, error: dict[str, str] | None) -> None:
+    """Make the node's next fallback ready."""
+    changed = {name: value for name, value in FRESH.items() if getattr(one.row, name) != value}
+    runner.graph.ready(one, choice=one.row.choice + 1, error=error, **changed)
 
 
 def backoff_s(runner: Runner, retry: Retry, retries: int) -> float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
@@ -24,6 +25,7 @@ from midstream.plans.values import HEADS
 FORMAT = 1
 """Version of the document format."""
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+LONGEST_NAME = 200
 HANDLER = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]{0,99})(?:@([1-9]\d{0,8}))?")
 
 
@@ -35,12 +37,19 @@ def _node_id(text: str) -> str:
     return text
 
 
+def _plan_name(text: str) -> str:
+    if len(text) > LONGEST_NAME or not text.isprintable():
+        raise ValueError(f"use at most {LONGEST_NAME} printable characters")
+    return text
+
+
 def _handler_name(text: str) -> str:
     if not HANDLER.fullmatch(text):
         raise ValueError("a handler is 'name' or 'name@version', such as 'book_flight@2'")
     return text
 
 
+PlanName = Annotated[str, AfterValidator(_plan_name)]
 NodeId = Annotated[str, AfterValidator(_node_id)]
 HandlerName = Annotated[str, AfterValidator(_handler_name)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -181,7 +190,8 @@ class Budgets(Config):
     starts: Count = 1_000_000
     """Handler calls in all."""
     recoveries: Count = 20
-    """How often a node's worker may die while the node runs, before the node fails: it may be what kills it."""
+    """How often a node's worker may die while the node runs, before the node fails: it may be what kills it. The same
+    limit applies to each of its fallbacks and to its compensation."""
     spend: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Limits of what handlers report with `ctx.spend`: tokens, cost, calls."""
 
@@ -190,7 +200,7 @@ class Plan(Config):
     """A graph of nodes."""
 
     format: Literal[1] = FORMAT
-    name: str = "plan"
+    name: PlanName = "plan"
     nodes: tuple[Node, ...] = Field(min_length=1)
     inputs: dict[str, dict[str, Any]] | None = None
     """JSON schemas of the input by name, all required; None accepts any input."""
@@ -241,11 +251,28 @@ def load_plan(source: Plan | Mapping[str, Any] | str | Path) -> Plan:
 
 def _parse(data: Any, name: str) -> Plan:
     try:
-        return Plan.model_validate(data)
+        plan = Plan.model_validate(data)
+        if (number := _non_finite(data)) is not None:  # JSON has no such number, and would make it null
+            raise PlanError(name, [f"{number} is not a number in JSON"])
+        return plan
     except ValidationError as error:
         raise PlanError(name, [_problem(data, item["loc"], item["msg"]) for item in error.errors()]) from None
     except RecursionError:
         raise PlanError(name, ["it is nested too deeply"]) from None
+
+
+def _non_finite(data: Any) -> float | None:
+    """A number in `data` that JSON lacks; None if there is none."""
+    waiting: list[Any] = [data]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return one
+        if isinstance(one, Mapping):
+            waiting.extend(cast("Mapping[str, Any]", one).values())
+        elif isinstance(one, list | tuple):
+            waiting.extend(cast("list[Any]", one))
+    return None
 
 
 def _problem(data: Any, location: tuple[int | str, ...], message: str) -> str:

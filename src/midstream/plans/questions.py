@@ -143,9 +143,8 @@ def _decide(runner: Runner, one: Instance, row: StepRow, decided: dict[str, Any]
     step_key = row.key.removeprefix(DOUBT).removeprefix(":")
     step = runner.ledger.steps[one.path].get((one.scope, step_key)) if step_key else None
     if outcome == "failed":
-        failure = Failure(Kind.PERMANENT, "SaidToHaveFailed", "a person said that it failed")
-        runner.graph.change(one, S.FAILED, error=failure.as_json(), reason="")
-        runner.graph.failed(one)
+        runner.ledger.change_step(row, state="failed")
+        outcomes.fail(runner, one, Failure(Kind.PERMANENT, "SaidToHaveFailed", "a person said that it failed"))
         return
     if step is not None:
         done = outcome == "done"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from midstream.core import clock
-from midstream.plans import commands, outcomes, questions, revision
+from midstream.plans import commands, outcomes, questions, revision, undoing
 from midstream.plans.checks import handlers_of
 from midstream.plans.errors import Failure, HandlersMissing, JournalDamaged, Kind
 from midstream.plans.handlers import Handler, Handlers
@@ -159,6 +159,8 @@ def _resume_call(runner: Runner, one: Instance) -> None:
         pass
     elif one.state is S.RUNNING:
         _resume_lost(runner, one)
+    elif one.state is S.COMPENSATING:
+        undoing.resume_takeover(runner, one)
 
 
 def _resume_lost(runner: Runner, one: Instance) -> None:
@@ -167,11 +169,9 @@ def _resume_lost(runner: Runner, one: Instance) -> None:
     handler = find_handler(runner.services.handlers, runner.call_of(one)[0])[0]
     recoveries = one.row.recoveries + 1
     graph.change(one, recoveries=recoveries)
-    exhausted = recoveries > graph.compiled.plan.budgets.recoveries
+    exhausted = outcomes.worn_out(runner, one)
     if handler.effects in ("none", "steps") and exhausted:
-        failure = Failure(Kind.PERMANENT, "WorkerDied", f"its worker died {recoveries} times while it ran")
-        graph.change(one, S.FAILED, error=failure.as_json())
-        graph.failed(one)
+        outcomes.fail(runner, one, outcomes.died(one))
     elif handler.effects in ("none", "steps"):
         if not outcomes.failing(runner, one):
             graph.ready(one)

@@ -40,15 +40,19 @@ def reopen(graph: Graph, one: Instance) -> list[Instance]:
     """Return what failed, was cancelled or was skipped in `one` to pending, under the same keys, and keep what
     succeeded; containers around it run again at once. Returns the calls that are tried again. What was
     compensated starts anew."""
+    row = one.row
     undone = one.state is S.COMPENSATED and (one.shape is Shape.CALL or (one.is_body and one.node.compensate))
+    begins = one.scope if row.steps_done else f"{row.generation}.0"
+    # What its steps did is no longer there.
+    undone = undone or (one.state in (S.FAILED, S.CANCELLED) and begins in row.undone)
     looped = one.shape is Shape.LOOP and any(child.state is S.COMPENSATED for child in one.children)
     if undone or looped:
         graph.reset(one)
         return []
     if one.state not in (S.FAILED, S.CANCELLED, S.SKIPPED, S.COMPENSATED):
         return []
-    row = one.row
-    kept = {name: getattr(row, name) for name in ("generation", "starts", "recoveries", "steps_done", "bindings")}
+    names = ("generation", "starts", "recoveries", "steps_done", "bindings", "undone")
+    kept = {name: getattr(row, name) for name in names}
     choice = row.choice if row.steps_done else 0
     graph.change(one, S.PENDING, **fields_to_reset(NodeRow(**kept, choice=choice), row))
     if one.shape is Shape.CALL:

@@ -42,13 +42,18 @@ class NodeRow:
     """Payload of a sub-plan's input, or of a map's list."""
     phase: Phase = Phase.FORWARD
     purpose: str = ""
-    """Why a scope settles or is undone: `fail`, `cancel`, `rollback`, or `return` to a savepoint."""
+    """Why a scope settles or is undone: `fail`, `cancel`, `rollback`, or `return` to a savepoint. Of a call that is
+    undone because it failed: what follows, `fallback` or `failed`."""
     reason: str = ""
     undo_starts: int = 0
     undo_retries: int = 0
+    undo_recoveries: int = 0
+    """How often its worker died while its compensation ran."""
     undo_error: dict[str, str] | None = None
     steps_done: int = 0
     """`ctx.step`s that succeeded in this generation."""
+    undone: list[str] = field(default_factory=list[str])
+    """Scopes (`generation.choice`) that were compensated: their steps have no effect any more."""
 
 
 @dataclass(slots=True)
@@ -96,8 +101,8 @@ class StepRow:
     kind: str = "step"
     """`step`, `question` or `timer`."""
     state: str = "intent"
-    """Steps: `intent`, `done`, `absent` (it did not happen). Questions: `open`, `answered`, `expired`. Timers: `open`,
-    `done`."""
+    """Steps: `intent`, `done`, `absent` (it did not happen). Questions: `open`, `answered`, `expired`, and `failed` if
+    the answer is that a call in doubt failed. Timers: `open`, `done`."""
     id: str = ""
     """Of a question: what an answer names."""
     value: str = ""

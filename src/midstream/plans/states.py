@@ -82,12 +82,13 @@ NODE_TRANSITIONS: dict[NodeState, frozenset[NodeState]] = {
     N.FAILED: frozenset({N.PENDING, N.COMPENSATING}),
     N.SKIPPED: frozenset({N.PENDING}),
     N.CANCELLED: frozenset({N.PENDING, N.COMPENSATING}),
-    N.COMPENSATING: frozenset({N.COMPENSATED, N.COMPENSATION_FAILED}),
+    N.COMPENSATING: frozenset({N.COMPENSATED, N.COMPENSATION_FAILED, N.FAILED}),
     N.COMPENSATION_FAILED: frozenset({N.COMPENSATING}),
-    N.COMPENSATED: frozenset({N.PENDING}),
+    N.COMPENSATED: frozenset({N.PENDING, N.FAILED}),
 }
-"""Legal next states of a node. `FAILED` and `CANCELLED` lead to `COMPENSATING` only where some of the node's steps
-succeeded; `PENDING` is re-entered, under a new generation, after a rollback to a savepoint or by a revised plan."""
+"""Legal next states of a node. `FAILED` and `CANCELLED` lead to `COMPENSATING` only where the node may have had an
+effect; a node that is compensated before something takes over from it is then `PENDING` for its fallback, or `FAILED`.
+Otherwise `PENDING` is re-entered, under a new generation, after a rollback to a savepoint or by a revised plan."""
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     R.RUNNING: frozenset(

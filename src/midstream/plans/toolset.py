@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from midstream.core.config import Config
-from midstream.core.errors import RunError, UserError, nearest
+from midstream.core.errors import UserError, nearest
 from midstream.core.toolsets import ToolPolicy, ToolResult, ToolSpec
 from midstream.plans import views
 from midstream.plans.executor import AgentExecutor
-from midstream.plans.load import load_handlers
+from midstream.plans.load import load_handlers, open_plans
 from midstream.plans.states import RunStatus
 from midstream.plans.views import OpenQuestion, RunResult, RunView
 from midstream.tools.errors import ToolError
@@ -78,11 +77,8 @@ class PlanToolset:
 
     async def open(self) -> None:
         """Raises `RunError` when there is no journal at the store's path."""
-        store = self._settings.store
-        if "://" not in store and not Path(store).is_file():
-            raise RunError(f"no store at '{store}'", "check the path; 'midstream plan run' makes one")
         handlers = load_handlers(self._settings.handlers)
-        self._executor = await asyncio.to_thread(AgentExecutor, store, handlers)
+        self._executor = await asyncio.to_thread(open_plans, self._settings.store, handlers)
 
     async def list(self) -> Sequence[ToolSpec]:
         return self.specs

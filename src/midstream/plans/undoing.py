@@ -7,6 +7,7 @@ outcome is known. One that fails for good is recorded and reported, and the othe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from midstream.plans import inputs, outcomes, recovery
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 S, R = NodeState, RunStatus
 KEEP = "cancel_keep"
 """Purpose of a cancellation that leaves what succeeded as it is."""
+FALLBACK, FAILED = "fallback", "failed"
+"""Purposes of a compensation before something takes over from a failed call: its fallback, or a plan without it."""
 RETURN, PAUSE = "return:", "pause:"
 """Purposes of a rollback to the savepoint that follows: going on from there, or waiting to be resumed."""
 
@@ -39,7 +42,8 @@ def begin(runner: Runner, owner: Instance) -> None:
     """A scope is quiet: compensate it, or end it where its plan does not."""
     purpose = owner.row.purpose
     wanted = purpose not in ("fail", KEEP) or (purpose == "fail" and _compensates(runner, owner))
-    owner.undo = runner.graph.to_undo(owner, _finished(runner, target_of(purpose))) if wanted else []
+    after = _finished(runner, target_of(purpose))
+    owner.undo = runner.graph.to_undo(owner, lambda one: undoable(runner, one), after) if wanted else []
     if owner is runner.graph.root and (owner.undo or purpose not in ("fail", "cancel", KEEP)):
         runner.ledger.change_run(R.ROLLING_BACK)
     proceed(runner, owner)
@@ -71,10 +75,61 @@ def proceed(runner: Runner, owner: Instance) -> None:
     if runner.draining:
         return  # who resumes the run goes on with the rest
     one = owner.undo.pop()
-    runner.graph.change(
-        one, None if one.state is S.COMPENSATING else S.COMPENSATING, undo_starts=one.row.undo_starts + 1
-    )
+    _begin_undo(runner, one)
+
+
+def _begin_undo(runner: Runner, one: Instance, **values: Any) -> None:
+    """Call the compensation of `one`, or call it again after the worker died. One that may be what kills workers is
+    called as often as a node."""
+    if one.state is S.COMPENSATING:
+        values["undo_recoveries"] = died = one.row.undo_recoveries + 1
+        if died > runner.graph.compiled.plan.budgets.recoveries:
+            message = f"its worker died {died} times while it ran"
+            take(runner, one, Raised(Failure(Kind.PERMANENT, "WorkerDied", message)))
+            return
+    else:
+        values |= {name: 0 for name in ("undo_retries", "undo_recoveries") if getattr(one.row, name)}
+        values["state"] = S.COMPENSATING
+    runner.graph.change(one, undo_starts=one.row.undo_starts + 1, **values)
     start(runner, one)
+
+
+def undoable(runner: Runner, one: Instance) -> bool:
+    """Whether the node's compensation is to undo what a call that failed may have done."""
+    undo = one.node.compensate
+    if undo is None or not undo.partial or not one.is_body or one.shape is not Shape.CALL:
+        return False
+    return one.scope not in one.row.undone and _acted(runner, one, [one.scope])
+
+
+def before_takeover(runner: Runner, one: Instance, purpose: str) -> None:
+    """Compensate `one`, which failed, before something takes over from it. `purpose` says what that is."""
+    if runner.row.status is R.WAITING:
+        runner.ledger.change_run(R.RUNNING)
+    if runner.draining:
+        runner.graph.change(one, S.COMPENSATING, purpose=purpose)  # who resumes the run calls the compensation
+    else:
+        _begin_undo(runner, one, purpose=purpose)
+
+
+def resume_takeover(runner: Runner, one: Instance) -> None:
+    """The worker died, or drained, before the compensation of `one` had ended: call it again under the same key."""
+    if one.row.purpose in (FALLBACK, FAILED):
+        _begin_undo(runner, one)
+
+
+def _take_over(runner: Runner, one: Instance) -> None:
+    """`one` is undone as far as it could be, and what was to take over from it does."""
+    graph, purpose, undone = runner.graph, one.row.purpose, one.state is S.COMPENSATED
+    if outcomes.failing(runner, one):
+        graph.change(one, None if undone else S.FAILED, purpose="")
+        graph.check_quiet(graph.scope_of(one))
+    elif purpose == FALLBACK and undone:
+        graph.change(one, S.PENDING)
+        outcomes.next_fallback(runner, one, one.row.error)
+    else:  # a fallback does not start beside what could not be undone
+        graph.change(one, S.FAILED, purpose="")
+        graph.failed(one)
 
 
 def start(runner: Runner, one: Instance) -> None:
@@ -128,8 +183,11 @@ def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
     owner = graph.scope_of(one)
     match outcome:
         case Returned():
-            graph.change(one, S.COMPENSATED)
-            proceed(runner, owner)
+            graph.change(one, S.COMPENSATED, undone=[*one.row.undone, one.scope])
+            if one.row.purpose in (FALLBACK, FAILED):
+                _take_over(runner, one)
+            else:
+                proceed(runner, owner)
             return
         case Raised(failure) | Unknown(failure):
             pass
@@ -142,6 +200,9 @@ def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
         wait_s = outcomes.backoff_s(runner, undo.retry, one.row.undo_retries)
         graph.change(one, undo_retries=one.row.undo_retries + 1, undo_error=failure.as_json())
         runner.after(wait_s, lambda: _start_again(runner, one), lambda: one.state is S.COMPENSATING)
+    elif one.row.purpose in (FALLBACK, FAILED):
+        graph.change(one, undo_error=failure.as_json())
+        _take_over(runner, one)
     else:
         graph.change(one, S.COMPENSATION_FAILED, undo_error=failure.as_json())
         proceed(runner, owner)
@@ -177,8 +238,9 @@ def finish(runner: Runner, owner: Instance) -> None:
 def _fail_container(runner: Runner, owner: Instance) -> None:
     """A sub-plan, map or loop failed and is undone: its fallback, or what it is part of fails."""
     error = owner.row.error or Failure(Kind.PERMANENT, "Failed", "").as_json()
-    scope_fails = outcomes.failing(runner, owner)
-    if not scope_fails and outcomes.fall_back(runner, owner, Failure.from_json(error)):
+    # A fallback does not start beside what could not be undone.
+    clean = not any(runner.graph.holds_failed_compensation(one) for one in owner.children)
+    if clean and not outcomes.failing(runner, owner) and outcomes.fall_back(runner, owner, Failure.from_json(error)):
         return
     state = S.CANCELLED if owner.row.purpose == "cancel" else S.FAILED
     runner.graph.change(owner, state, phase=Phase.FORWARD, error=error)
@@ -208,7 +270,7 @@ def _remaining(runner: Runner) -> list[str]:
     for one in runner.graph.descendants(runner.graph.root):
         if one.shape is not Shape.CALL or one.planner:
             continue
-        if one.state is S.COMPENSATION_FAILED or _has_steps_left(runner, one):
+        if one.state is S.COMPENSATION_FAILED or _has_effects_left(runner, one):
             remaining.append(one.path)
         elif one.state is S.SUCCEEDED and not _covered(one):
             found = runner.services.handlers.get(one.row.handler)
@@ -217,15 +279,20 @@ def _remaining(runner: Runner) -> list[str]:
     return sorted(remaining)
 
 
-def _has_steps_left(runner: Runner, one: Instance) -> bool:
-    """Whether steps with effects were done by `one`, and not undone: by one that then failed, or by a handler whose
-    fallback was taken."""
+def _has_effects_left(runner: Runner, one: Instance) -> bool:
+    """Whether a call may have done a part of its work that was not undone: one that then failed, or whose fallback was
+    taken."""
     ended = one.state in (S.FAILED, S.CANCELLED) and not _covered(one)
     scopes = [f"{one.row.generation}.{choice}" for choice in range(one.row.choice + ended)]
-    rows = runner.ledger.steps.get(one.path, {}).values()
-    return any(
-        (row.kind, row.state) == ("step", "done") and row.effects != "none" for row in rows if row.scope in scopes
-    )
+    return _acted(runner, one, [scope for scope in scopes if scope not in one.row.undone])
+
+
+def _acted(runner: Runner, one: Instance, scopes: Collection[str]) -> bool:
+    """Whether calls of `one` in these scopes that failed may have had a part of their effect: a step was done, or may
+    have been, or a person said that the call, which was in doubt, failed."""
+    rows = [row for row in runner.ledger.steps.get(one.path, {}).values() if row.scope in scopes]
+    steps = [row.state for row in rows if row.kind == "step" and row.effects != "none"]
+    return "done" in steps or "intent" in steps or any(row.state == "failed" for row in rows)
 
 
 def _covered(one: Instance) -> bool:

@@ -162,6 +162,22 @@ def load_actions(connection: sa.Connection, trajectory_uid: str) -> list[Action]
     return [Action(row.key, row.number, row.request, row.done, row.result) for row in connection.execute(of_it)]
 
 
+def has_actions(database: Database) -> bool:
+    """Whether the database has actions of any attempt."""
+
+    def found(connection: sa.Connection) -> bool:
+        if not sa.inspect(connection).has_table(actions.name):
+            return False
+        return connection.execute(sa.select(actions.c.key).limit(1)).first() is not None
+
+    return database.read(found)
+
+
+def attempts_with_actions(connection: sa.Connection) -> list[str]:
+    """Return the uids of the attempts that have recorded actions."""
+    return list(connection.scalars(sa.select(actions.c.trajectory_uid).distinct()))
+
+
 def delete_actions(connection: sa.Connection, trajectory_uid: str) -> None:
     """Delete the recorded actions of an attempt."""
     connection.execute(actions.delete().where(actions.c.trajectory_uid == trajectory_uid))

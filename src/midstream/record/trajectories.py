@@ -130,10 +130,13 @@ class Trajectories:
 
         await self.database.submit(update, step.trajectory_uid)
 
-    async def finish(self, trajectory: Trajectory, channel: str = "train") -> None:
+    async def finish(
+        self, trajectory: Trajectory, channel: str = "train", *, also: Operation[None] | None = None
+    ) -> None:
         """Record the ending of `trajectory`, and its steps with their rewards; returns when it is on disk.
 
         Recorded steps that `trajectory` lacks are kept. `channel` only applies if the trajectory was never begun.
+        `also` is written in the same transaction.
         Raises `AlreadyEnded`, and changes nothing, if it has ended since it was begun; `HeldElsewhere` if another
         server has taken it over.
         """
@@ -142,6 +145,8 @@ class Trajectories:
 
         def finish(transaction: Transaction) -> None:
             transaction.batch(TrajectoryBatch).finish(row, step_rows, server)
+            if also is not None:
+                also(transaction)
 
         await self.database.submit(finish, trajectory.uid)
 

@@ -31,17 +31,24 @@ def trained_roles(trajectory: Trajectory) -> list[str]:
     return list(dict.fromkeys(step.role for step in trajectory.steps if step.trainable))
 
 
-def rerun_engines(role_engines: Mapping[str, RoleEngine], rerun: Rerun) -> dict[str, RoleEngine]:
-    """Return the engines of a re-run. Nothing in it is trained on."""
+def rerun_engines(
+    role_engines: Mapping[str, RoleEngine], rerun: Rerun, answered: Sequence[Step] = ()
+) -> dict[str, RoleEngine]:
+    """Return the engines of a re-run, of which the calls of the steps `answered` were made before its process died.
+    Nothing in it is trained on."""
     engines: dict[str, RoleEngine] = {}
     for role, role_engine in role_engines.items():
         engine: Engine = (
             NoOpEngine(role_engine.engine, role_engine.tokenizer, rerun.reply)
             if role == rerun.role
-            else RecordedEngine(role_engine.engine, [step for step in rerun.original.steps if step.role == role])
+            else RecordedEngine(role_engine.engine, _of(role, rerun.original.steps), _of(role, answered))
         )
         engines[role] = replace(role_engine, engine=engine, trainable=False)
     return engines
+
+
+def _of(role: str, steps: Sequence[Step]) -> list[Step]:
+    return [step for step in steps if step.role == role and step.finish_reason != FinishReason.INTERRUPTED]
 
 
 class _Wrapper:
@@ -89,19 +96,27 @@ class NoOpEngine(_Wrapper):
 class RecordedEngine(_Wrapper):
     """Repeats the replies of `steps` to calls with the same prompt; other calls go to `engine`.
 
-    Several steps with the same prompt are repeated in order, and the last one from then on."""
+    Several steps with the same prompt are repeated in order, and the last one from then on. The replies to `answered`
+    calls of a resumed re-run come from its own record, so they count as repeated."""
 
-    def __init__(self, engine: Engine, steps: Sequence[Step]) -> None:
+    def __init__(self, engine: Engine, steps: Sequence[Step], answered: Sequence[Step] = ()) -> None:
         super().__init__(engine)
         self._replies: defaultdict[str, list[Step]] = defaultdict(list)
         for step in steps:
             self._replies[_key(step)].append(step)
+        for step in answered:
+            self._next(_key(step))
+
+    def _next(self, key: str) -> Step | None:
+        known = self._replies.get(key)
+        if not known:
+            return None
+        return known.pop(0) if len(known) > 1 else known[0]
 
     async def generate(self, request: Request) -> Completion:
-        known = self._replies.get(_key(request))
-        if not known:
+        step = self._next(_key(request))
+        if step is None:
             return await self._engine.generate(request)
-        step = known.pop(0) if len(known) > 1 else known[0]
         return Completion(
             ids=step.response_ids,
             log_probs=step.rollout_log_probs or (),

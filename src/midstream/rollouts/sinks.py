@@ -9,18 +9,19 @@ from typing import Protocol
 import sqlalchemy as sa
 
 from midstream.agents.endpoint import AgentEndpoint
-from midstream.agents.plan_journal import RUN
+from midstream.agents.plan_journal import KEPT, RUN
 from midstream.agents.resume import IN_DOUBT
 from midstream.core.failures import failure_of
 from midstream.core.types import Status, Step, Trajectory
 from midstream.plans.history import discard
-from midstream.record import action_log
+from midstream.record import action_log, schema
 from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.store import Database
 from midstream.store.exact_json import from_json
+from midstream.store.writer import Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,12 @@ class LocalSink:
     def __init__(self, store: Store | None, *, resume: bool = False, retry_failed: bool = False) -> None:
         self._store, self._resume, self._retry_failed = store, resume and store is not None, retry_failed
         self._earlier: dict[str, Earlier] = {}
+        self._leftover = False
+        """Whether the store may have actions of attempts that are now replaced without being resumed."""
         if store is not None and self._resume:
             store.database.require(action_log.SCHEMA)
+        elif store is not None:
+            self._leftover = action_log.has_actions(store.database)
 
     def recorder(self, attempt: Attempt) -> Recorder:
         return Recorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel)
@@ -93,7 +98,7 @@ class LocalSink:
             found = await asyncio.to_thread(_earlier, self._store, attempt, self._retry_failed)
             self._earlier[attempt.uid] = found
             if found.ended is not None:
-                await self._delete_actions(self._store, attempt)  # the process may have died before it could
+                await self._delete_actions(self._store, attempt)  # of a version that deleted them separately
                 return
             if found.begun:
                 return
@@ -105,8 +110,9 @@ class LocalSink:
     async def restart(self, attempt: Attempt) -> None:
         if self._store is None:
             return
-        if self._resume:
+        if self._resume or self._leftover:
             await self._delete_actions(self._store, attempt)
+        if self._resume:
             database = self._store.database
             self._earlier[attempt.uid] = Earlier(database, ActionLog(database, attempt.uid))
         self._store.trajectories.begin(
@@ -115,21 +121,43 @@ class LocalSink:
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         if self._store is not None:
-            await self._store.trajectories.finish(trajectory, attempt.channel)
-            if self._resume:
-                await self._delete_actions(self._store, attempt)
+            # In one transaction, which completes even if this is cancelled: no action outlives its attempt.
+            delete = _deletion(attempt.uid) if self._resume else None
+            await self._store.trajectories.finish(trajectory, attempt.channel, also=delete)
 
     def forget(self, attempt: Attempt) -> None:
         self._earlier.pop(attempt.uid, None)
 
     async def _delete_actions(self, store: Store, attempt: Attempt) -> None:
-        def delete(connection: sa.Connection) -> None:
-            for action in action_log.load_actions(connection, attempt.uid):
-                if action.key.startswith(RUN) and action.done:  # a plan that a failed attempt left behind
-                    discard(connection, from_json(action.result), ended=False)
-            action_log.delete_actions(connection, attempt.uid)
+        await store.database.submit(_deletion(attempt.uid))
 
-        await store.database.submit(lambda transaction: delete(transaction.connection))
+
+def _deletion(uid: str) -> Operation[None]:
+    """A write that deletes the actions of an attempt, and the plans that it left behind."""
+    return lambda transaction: _delete(transaction.connection, uid)
+
+
+def _delete(connection: sa.Connection, uid: str) -> None:
+    for action in action_log.load_actions(connection, uid):
+        if action.key.startswith(RUN) and action.done:
+            kept = KEPT in from_json(action.request)
+            discard(connection, from_json(action.result), ended=not kept)
+    action_log.delete_actions(connection, uid)
+
+
+def delete_unowned_actions(store: Store) -> None:
+    """Delete the actions and plans of attempts whose running trajectory is no longer in the store."""
+    if not action_log.has_actions(store.database):
+        return
+
+    def delete(connection: sa.Connection) -> None:
+        for uid in action_log.attempts_with_actions(connection):
+            found = schema.trajectories.c
+            running = sa.select(found.uid).where(found.uid == uid, found.status == Status.RUNNING)
+            if connection.execute(running).first() is None:
+                _delete(connection, uid)
+
+    store.database.change(delete)
 
 
 def _earlier(store: Store, attempt: Attempt, retry_failed: bool) -> Earlier:

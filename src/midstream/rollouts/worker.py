@@ -19,7 +19,7 @@ from midstream.core.errors import ConfigError, EngineError, MidstreamError, Serv
 from midstream.core.failures import Failure, with_failure
 from midstream.core.sampling import SamplingParams
 from midstream.core.secrets import text_without_secrets
-from midstream.core.types import Status, Trajectory
+from midstream.core.types import Status, Step, Trajectory
 from midstream.engines.base import Engine
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
@@ -174,7 +174,8 @@ class AgentFlowWorker:
     def _session(
         self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
     ) -> FlowSession:
-        recorder, role_engines = self._sink.recorder(attempt), self._engines_of(attempt)
+        answered = () if earlier is None else earlier.steps
+        recorder, role_engines = self._sink.recorder(attempt), self._engines_of(attempt, answered)
         if earlier is not None and earlier.begun:
             recorder.replay(earlier.steps, role_engines)
         return FlowSession(
@@ -231,8 +232,10 @@ class AgentFlowWorker:
             failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
             return with_failure(failed, Failure.AGENT, error)
 
-    def _engines_of(self, attempt: Attempt) -> Mapping[str, RoleEngine]:
-        return self._role_engines if attempt.rerun is None else rerun_engines(self._role_engines, attempt.rerun)
+    def _engines_of(self, attempt: Attempt, answered: Sequence[Step]) -> Mapping[str, RoleEngine]:
+        if attempt.rerun is None:
+            return self._role_engines
+        return rerun_engines(self._role_engines, attempt.rerun, answered)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()

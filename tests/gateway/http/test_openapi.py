@@ -80,6 +80,11 @@ def operations(served: Served) -> Iterator[Any]:
             yield operation
 
 
+def path_of(operation: Any, opened: Opened) -> str:
+    named = {"trajectory_uid": opened.uid, "prompt_uid": opened.prompt_uid, "run": "r", "question": "q"}
+    return operation.path.format(**named)
+
+
 def check_response(response: Any, path: str) -> None:
     """Check that the response is a success, or an error in the shape of its endpoint."""
     assert response.status_code < 500, (path, response.status_code, response.text)
@@ -142,13 +147,13 @@ def test_hostile_bodies_are_refused_by_every_endpoint(served: Served) -> None:
     for operation in operations(served):
         if operation.method != "post" or operation.path == "/pause":
             continue
-        path = operation.path.format(trajectory_uid=opened.uid, prompt_uid=opened.prompt_uid)
+        path = path_of(operation, opened)
         for body in (
             [*NOT_JSON, *HOSTILE] if operation.path.endswith(("/chat/completions", "/init_trajectory")) else HOSTILE
         ):
             if path.endswith("complete_trajectory") or "/complete_trajectory/" in path:
                 opened = served.open()
-                path = operation.path.format(trajectory_uid=opened.uid, prompt_uid=opened.prompt_uid)
+                path = path_of(operation, opened)
             headers = {"X-Midstream-Trajectory": opened.uid, "Content-Type": "application/json"}
             check_response(served.client.post(path, content=body, headers=headers), path)
     assert opened.chat().status_code == 200

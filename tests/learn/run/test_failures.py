@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from midstream import api
+from midstream.agents.resume import IN_DOUBT
 from midstream.core.errors import EngineError, TrainingError
 from midstream.core.failures import Failure, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -31,6 +33,18 @@ def an_attempt(uid: str, reward: float | None, failure: Failure | None = None) -
         uid=uid, prompt_uid="g", task=TASK, steps=(step,), reward=reward, status=status, error=f"{failure} gone"
     )
     return made if failure is None else with_failure(made, failure)
+
+
+def test_attempts_with_a_call_in_doubt_do_not_stop_a_run_at_each_resume(caplog: pytest.LogCaptureFixture) -> None:
+    """Their failure is known only after the death of the process, and stays when the run is resumed once more."""
+    failed = [an_attempt(str(n), None, Failure.INFRASTRUCTURE) for n in range(6)]
+    in_doubt = [replace(one, metadata={**one.metadata, IN_DOUBT: True}) for one in failed]
+    check_failures([*in_doubt, an_attempt("a", 1.0), an_attempt("b", 0.0)], MaxFailedConfig(), first=True)
+    check_failures(in_doubt, MaxFailedConfig(), first=True)
+    assert "6 of 8 attempts failed because the process died" in caplog.text
+    # The limit still holds for the others.
+    with pytest.raises(TrainingError, match=r"2 of 3 attempts failed \(infrastructure\)"):
+        check_failures([*in_doubt, *failed[:2], an_attempt("a", 1.0)], MaxFailedConfig())
 
 
 def test_one_success_in_twenty_stands_out() -> None:

@@ -20,6 +20,7 @@ from midstream.agents.plan_and_execute.prompts import (
     plan_request,
     planner_instructions,
 )
+from midstream.agents.plan_and_execute.schedule import StepPolicy
 from midstream.agents.plan_and_execute.steps import (
     MOST_STEPS,
     PlannedStep,
@@ -35,11 +36,12 @@ from midstream.agents.plan_and_execute.steps import (
 from midstream.agents.plan_journal import PlanJournal
 from midstream.agents.registry import register
 from midstream.agents.resume import restore_calls
+from midstream.agents.scheduling.policy import ROLE
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Step
-from midstream.plans import Context, Permanent, RunStatus
+from midstream.plans import Context, Permanent, ReadyNode, RunStatus, SchedulerState
 from midstream.plans.instances import PLANNER
 
 Outcome = Literal["unfinished", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
@@ -72,6 +74,9 @@ class PlanAndExecuteSettings(Config):
     """Ask the verifier whether the results suffice when a plan has succeeded. If not, the plan is revised."""
     concurrency: int = Field(default=1, ge=1)
     """Most steps at the same time. Above 1 the order of calls, and so of the recorded steps, depends on timing."""
+    choose: Literal["first", "role"] = "first"
+    """Which step of a graph starts while more are ready than `concurrency` lets run. `first`: the one that has been
+    ready longest. `role`: the role `scheduler` chooses among them (see `RolePolicy`)."""
     constrained: bool = False
     """Sample plans under their JSON schema, so that every one can be read, where the engine can."""
     undo: dict[str, str] = Field(default_factory=dict)
@@ -87,6 +92,8 @@ class PlanAndExecuteSettings(Config):
     def _branches(self) -> PlanAndExecuteSettings:
         if self.strategy != "tree" and "branches" in self.model_fields_set:
             raise ValueError(f"branches applies to the strategy 'tree', not '{self.strategy}'")
+        if self.strategy != "graph" and self.choose != "first":
+            raise ValueError(f"choose applies to the strategy 'graph': the steps of a {self.strategy} have one order")
         return self
 
 
@@ -96,7 +103,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
 
     settings = PlanAndExecuteSettings
     roles = ("planner", "executor", "verifier", "generator")
-    by_rule = ("executor", "verifier", "generator")
+    by_rule = ("executor", "verifier", "generator", ROLE)
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(session, config)
@@ -108,6 +115,8 @@ class PlanAndExecuteFlow(AgentFlowBase):
         """The limit that stopped the attempt."""
         self.plan: list[PlannedStep] = []
         """Steps of all plans that were executed."""
+        self.planned: list[PlannedStep] = []
+        """Steps of the plan that is executed."""
         self.states: dict[str, str] = {}
         """State of each step at the end of its plan."""
         self.results: dict[str, Any] = {}
@@ -120,9 +129,16 @@ class PlanAndExecuteFlow(AgentFlowBase):
         """Further plans of a tree, the best first."""
         self._handlers = PlanHandlers(self)
 
+    @classmethod
+    def roles_for(cls, settings: Config) -> tuple[str, ...]:
+        assert isinstance(settings, PlanAndExecuteSettings)
+        return (*cls.roles, ROLE) if settings.choose == "role" else cls.roles
+
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         self._check_undo()
-        journal = await PlanJournal.open(self.session, self._handlers.all)
+        asks = self.chosen.choose == "role" and ROLE in self.session.role_engines
+        policy = StepPolicy(self, self._choice_key) if asks else None
+        journal = await PlanJournal.open(self.session, self._handlers.all, policy=policy)
         self._executor = journal.executor
         reason = ""
         while True:
@@ -156,6 +172,11 @@ class PlanAndExecuteFlow(AgentFlowBase):
         place = ctx.key.removeprefix(f"{ctx.run}/")
         return f"round-{self._round}/{place}" + (f"/{what}" if what else "")
 
+    def _choice_key(self, state: SchedulerState, feasible: Sequence[ReadyNode]) -> str:
+        """Name of the call that chooses among `feasible`: the same after a restart, and no two choices have it."""
+        parts = ([node.path for node in feasible], sorted(state.running), [str(state.succeeded)])
+        return f"round-{self._round}/start/" + "/".join("+".join(part) for part in parts)
+
     async def replan(
         self, ctx: Context, plan: Mapping[str, Any], failed: str, error: str, states: Mapping[str, str]
     ) -> dict[str, Any]:
@@ -176,6 +197,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         return self._compiled(new, kept)
 
     def _compiled(self, steps: Sequence[PlannedStep], kept: Sequence[PlannedStep] = ()) -> dict[str, Any]:
+        self.planned = [*kept, *steps]
         left = max(self.chosen.max_replans - self.revisions, 0)
         return compile_steps(
             steps,
@@ -191,7 +213,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
 
     async def _execute(self, journal: PlanJournal, name: str, steps: Sequence[PlannedStep]) -> RunStatus:
         """Run a plan to its end, and take over its results."""
-        executor, uid = journal.executor, await journal.run_uid(name)
+        executor, uid = journal.executor, await journal.run_uid(name, kept=self.chosen.keep_plans)
         result = await executor.run(self._compiled(steps), uid=uid)
         if self._handlers.raised is not None:
             await self._forget(journal, uid)

@@ -10,6 +10,7 @@ each step follows the one before; in a graph `needs` and the results it uses say
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from midstream.tools.calls import hoisted
 
 Strategy = Literal["chain", "tree", "graph"]
 MOST_STEPS = 64
+DEEPEST = 64
+"""Limit on the nesting of lists and objects in a plan."""
 _MENTION = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 
 
@@ -79,6 +82,8 @@ def read_steps(
         found = None
     if not isinstance(found, dict):
         raise UnreadablePlan('write one JSON object: {"steps": [...]}')
+    if problem := _not_plain(found):
+        raise UnreadablePlan(problem)
     try:
         steps = _Steps.model_validate(found).steps
     except ValidationError as error:
@@ -87,6 +92,21 @@ def read_steps(
     if problems:
         raise UnreadablePlan("; ".join(problems[:6]))
     return steps
+
+
+def _not_plain(found: Any) -> str:
+    """What keeps a parsed text from being kept as JSON; empty if nothing does."""
+    level: list[Any] = [found]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, float) and not math.isfinite(one):
+                return f"{one} is not a number in JSON"
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if not inner:
+            return ""
+        level = inner
+    return f"lists and objects are nested more than {DEEPEST} deep"
 
 
 def _explained(error: Any) -> str:

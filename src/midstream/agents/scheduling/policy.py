@@ -26,7 +26,7 @@ class Chat(Protocol):
     """Samples a reply of a role; `AgentFlowBase.chat` is one."""
 
     async def __call__(
-        self, messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, **overrides: Any
+        self, messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, key: str = ""
     ) -> ChatStep: ...
 
 
@@ -34,9 +34,9 @@ def chat_with(engine: RoleEngine, recorder: Recorder, sampling: SamplingParams) 
     """Return a `Chat` for an executor outside of a flow. `recorder` keeps the model calls, in a store if it has one."""
 
     async def chat(
-        messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, **overrides: Any
+        messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, key: str = ""
     ) -> ChatStep:
-        return await recorder.chat(engine, messages, sampling, role=role, response_format=response_format)
+        return await recorder.chat(engine, messages, sampling, role=role, response_format=response_format, key=key)
 
     return chat
 
@@ -44,7 +44,8 @@ def chat_with(engine: RoleEngine, recorder: Recorder, sampling: SamplingParams) 
 class RolePolicy:
     """Asks `role` which feasible node starts, with the conversation that `describe` makes of the state.
 
-    `names` shortens the path of a node to what the model writes; by default the path itself. A single feasible node
+    `names` shortens the path of a node to what the model writes; by default the path itself. `key` names the call for a
+    state and its feasible nodes; without one, a resumed attempt must ask everything again. A single feasible node
     starts without a question, with log-probability 0. The metadata of a choice has `trajectory` and `step_index` of the
     model call; the log-probability is that of its tokens.
 
@@ -58,10 +59,11 @@ class RolePolicy:
         *,
         role: str = ROLE,
         names: Callable[[ReadyNode], str] = lambda node: node.path,
+        key: Callable[[SchedulerState, Sequence[ReadyNode]], str] = lambda state, feasible: "",
     ) -> None:
         self.name = f"role:{role}"
         self.unreadable = 0
-        self._chat, self._role, self._names = chat, role, names
+        self._chat, self._role, self._names, self._key = chat, role, names, key
         self._describe = describe or self._default_messages
 
     async def choose(self, state: SchedulerState) -> Choice:
@@ -71,8 +73,9 @@ class RolePolicy:
         by_name = {self._names(state.ready[at]): at for at in feasible}
         if len(by_name) < len(feasible):
             raise ValueError("two feasible nodes have the same name")
-        messages = self._describe(state, [state.ready[at] for at in feasible])
-        step = await self._chat(messages, self._role, response_format=Constraint.one_of(*by_name))
+        nodes = [state.ready[at] for at in feasible]
+        messages, key = self._describe(state, nodes), self._key(state, nodes)
+        step = await self._chat(messages, self._role, response_format=Constraint.one_of(*by_name), key=key)
         made_by: dict[str, Any] = {"trajectory": step.trajectory_uid, "step_index": step.step_index}
         index = by_name.get(step.content.strip())
         if index is None:

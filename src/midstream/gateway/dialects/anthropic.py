@@ -66,7 +66,7 @@ def parse(request: MessagesRequest, gateway: Gateway, active: ActiveTrajectory) 
             ),
         ),
     )
-    return CallRequest(call=call), rules
+    return CallRequest(call=call, model=request.model), rules
 
 
 def prompt(request: CountRequest) -> Call:

@@ -212,7 +212,7 @@ def parse(request: ChatRequest, gateway: Gateway, active: ActiveTrajectory) -> t
             ),
         ),
     )
-    return CallRequest(call=call, choices=request.n or 1), rules
+    return CallRequest(call=call, model=request.model, choices=request.n or 1), rules
 
 
 def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokenizer) -> dict[str, Any]:

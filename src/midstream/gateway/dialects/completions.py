@@ -58,7 +58,7 @@ async def parse(request: CompletionRequest, gateway: Gateway, active: ActiveTraj
         sampling=request.sampling(gateway, request.max_tokens),
         metadata={"user": request.user} if request.user else {},
     )
-    return CallRequest(call=call, choices=request.n or 1)
+    return CallRequest(call=call, model=request.model, choices=request.n or 1)
 
 
 async def _prompt_ids(prompt: str | TokenIds, gateway: Gateway) -> tuple[int, ...]:

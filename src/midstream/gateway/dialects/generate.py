@@ -93,7 +93,7 @@ def parse(request: GenerateRequest, gateway: Gateway, active: ActiveTrajectory) 
         top_log_probs=settings.logprobs or 0,
         sampling=settings.sampling(gateway, settings.max_tokens),
     )
-    return CallRequest(call=call, choices=settings.n or 1)
+    return CallRequest(call=call, model=request.model, choices=settings.n or 1)
 
 
 def body(request: GenerateRequest, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def parse(request: ResponseRequest, gateway: Gateway, active: ActiveTrajectory) 
             left_out=gateway.metrics.count_dropped([tool.type for tool in offered.dropped]),
         ),
     )
-    return CallRequest(call=call), rules
+    return CallRequest(call=call, model=request.model), rules
 
 
 def offer_of(request: ResponseRequest) -> Offer:

@@ -18,6 +18,7 @@ from midstream.gateway.http.docs_routes import docs_routes
 from midstream.gateway.http.middleware import GatewayMiddleware
 from midstream.gateway.http.model_routes import model_routes
 from midstream.gateway.http.native_routes import native_routes
+from midstream.gateway.http.plan_routes import plan_routes
 from midstream.gateway.http.responses import error_response
 from midstream.gateway.limits.length import largest_body
 from midstream.gateway.service import Gateway
@@ -30,7 +31,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     context_length = gateway.role_engine.engine.context_length
     largest_prompt = math.inf if gateway.store is None else largest_body(gateway.tokenizer, context_length)
     reader = BodyReader(config.limits, largest_prompt)
-    routes = [*model_routes(gateway, reader), *native_routes(gateway, reader)]
+    routes = [*model_routes(gateway, reader), *native_routes(gateway, reader), *plan_routes(gateway, reader)]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -150,7 +150,7 @@ class _State(Collector):
             "midstream_paused": ("1 while new calls are paused", int(gateway.admission.paused)),
             "midstream_policy_version": (
                 "Version of the policy",
-                gateway.role_engine.engine.policy_version,
+                gateway.served.newest_version,
             ),
             "midstream_trajectories_open": ("Open trajectories", len(gateway.trajectories)),
         }

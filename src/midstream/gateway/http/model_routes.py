@@ -147,5 +147,5 @@ class _Handlers:
             "display_name": name,
             "lifecycle": "active",
             "max_model_len": engine.context_length,
-            "policy_version": engine.policy_version,
+            "policy_version": self._gateway.policy_version(name),
         }

@@ -22,7 +22,7 @@ _TAGS = {
     "`X-Midstream-Trajectory` names the trajectory of a call; under a trajectory's own path, the path does.",
     "Trajectories": "A trajectory is one attempt at one task: opened, described, and ended once.",
     "White box": "For agents that handle tokens and rewards themselves.",
-    "People": "People's feedback on recorded trajectories, and what training does with them.",
+    "People": "People's feedback on recorded trajectories, what training does with them, and answers to plans.",
     "Operation": "For the operator of the gateway.",
 }
 _ACCESS = {
@@ -72,6 +72,8 @@ ENDPOINTS = {
     "/trajectories/{trajectory_uid}/curation": Endpoint(
         "People", "Decide what training does with a trajectory or a step", "admin"
     ),
+    "/plans/questions": Endpoint("People", "List the open questions of plans", "admin"),
+    "/plans/{run}/questions/{question}": Endpoint("People", "Answer a question of a plan", "admin"),
     "/health": Endpoint("Operation", "Whether the process answers", "anyone"),
     "/ready": Endpoint("Operation", "Whether calls are answered at once (503 if not)", "anyone"),
     "/metrics": Endpoint("Operation", "Counters in Prometheus' format", "reader"),

@@ -38,6 +38,8 @@ class CallRequest:
     """Number of earlier attempts by the client's SDK; None if it does not say."""
     role: str | None = None
     """The module role, if the agent names one."""
+    model: str = ""
+    """The model that the request names; empty for the default."""
     due: float = math.inf
     """Deadline, by the event loop's clock."""
     fingerprint: str = ""
@@ -69,7 +71,9 @@ def replayed_pieces(choice: int, answer: Answer, tokenizer: ChatTokenizer) -> It
         yield Piece(choice, answer.id, delta, prompt_tokens=size)
 
 
-def fingerprint_of(call: Call) -> str:
-    """Return a hash of prompt, sampling and constraint."""
-    parts = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
+def fingerprint_of(call: Call, adapter: str = "") -> str:
+    """Return a hash of prompt, sampling and constraint, and of the adapter if there are several."""
+    named = (adapter,) if adapter else ()
+    sampling = asdict(call.sampling)
+    parts = (call.messages, call.tools, call.prompt_ids, sampling, call.constraint, call.top_log_probs, *named)
     return hashlib.sha256(repr(parts).encode(errors="backslashreplace")).hexdigest()[:32]

@@ -21,6 +21,7 @@ from midstream.gateway.limits.admission import AdmissionController
 from midstream.gateway.limits.callers import Caller
 from midstream.gateway.limits.length import check_length, rendered
 from midstream.gateway.sessions.active import ActiveTrajectory, ended_error
+from midstream.gateway.sessions.adapters import ServedAdapters
 from midstream.gateway.sessions.answer import Answer, AnswerStream, answer_of, new_answer_id
 from midstream.gateway.sessions.call_request import CallRequest, Piece, fingerprint_of, pieces_of, replayed_pieces
 from midstream.gateway.sessions.sdk_retries import OWN_KEY, Attempt
@@ -37,13 +38,13 @@ class Calls:
     def __init__(
         self,
         config: GatewayConfig,
-        role_engine: RoleEngine,
+        served: ServedAdapters,
         tokenizer: ChatTokenizer,
         admission: AdmissionController,
         trajectories: Trajectories,
         metrics: Metrics,
     ) -> None:
-        self._config, self._role_engine, self._tokenizer = config, role_engine, tokenizer
+        self._config, self._served, self._tokenizer = config, served, tokenizer
         self._admission, self._trajectories, self._metrics = admission, trajectories, metrics
 
     async def require_fit(self, active: ActiveTrajectory, request: CallRequest) -> None:
@@ -101,22 +102,25 @@ class Calls:
                 # A finished answer is written before the request ends: a retry must find it.
                 await asyncio.gather(*making, return_exceptions=True)
 
-    async def generate(self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller) -> Step:
+    async def generate(
+        self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller, model: str = ""
+    ) -> Step:
         """Sample a response outside of any trajectory. It is not recorded: the caller submits the step."""
         call = Call(prompt_ids=prompt_ids, sampling=self._config.with_fixed_sampling(sampling))
-        uid = uuid.uuid4().hex
+        uid, role_engine = uuid.uuid4().hex, self._served.role_engine(model)
         async with self._admitted(caller.key, asyncio.get_running_loop().time() + self._config.limits.timeout_s):
             try:
-                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self._role_engine, call)
+                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(role_engine, call)
             finally:
-                self._role_engine.engine.leave(uid)
+                role_engine.engine.leave(uid)
         return step
 
     async def count_tokens(self, call: Call, active: ActiveTrajectory, caller: Caller) -> int:
         """Return the length of the prompt that begins a conversation, within the limits of the caller's key. Raises
         `PromptTooLong` for a prompt that cannot fit, and `Unsupported` if the template refuses it."""
         with self._admission.counted(caller.key or active.key):
-            await check_length(self._tokenizer, self._role_engine.engine.context_length, call.messages, call.tools)
+            context_length = self._served.role_engine("").engine.context_length
+            await check_length(self._tokenizer, context_length, call.messages, call.tools)
             arguments = template_arguments(call.metadata, self._tokenizer.reads)
             return len(await rendered(self._tokenizer, call.messages, call.tools, arguments))
 
@@ -179,7 +183,7 @@ class Calls:
         """Return the engine that answers and the call to it. A rollout's sampling overrides what its agent asks for."""
         call = request.call
         if not active.role_engines:
-            return self._role_engine, replace(call, role=request.role or "policy")
+            return self._served.role_engine(request.model), replace(call, role=request.role or "policy")
         role = next((name for name in (request.role or "", call.role) if name in active.role_engines), "policy")
         configured = active.sampling[role]
         requested = call.sampling
@@ -269,7 +273,8 @@ class Calls:
         """Set the deadline of a request that arrives now, and its fingerprint if it may be repeated."""
         due = asyncio.get_running_loop().time() + self._config.limits.timeout_s
         repeatable = request.key is not None or request.retry is not None
-        return replace(request, due=due, fingerprint=fingerprint_of(request.call) if repeatable else "")
+        adapter = self._served.adapter(request.model)
+        return replace(request, due=due, fingerprint=fingerprint_of(request.call, adapter) if repeatable else "")
 
     def _timeout(self) -> ApiError:
         return ApiError(504, f"no answer within {self._config.limits.timeout_s:g} s", retry_after_s=1)

@@ -34,7 +34,8 @@ async def generate(gateway: Gateway, body: GenerateRequest, caller: Caller, key:
         caller.require_admin()
         if key is not None:
             raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is recorded")
-        return _described(await gateway.calls.generate(prompt_ids, sampling, caller))
+        model = params.model or body.model or ""
+        return _described(await gateway.calls.generate(prompt_ids, sampling, caller, model))
     caller.require_access(body.trajectory_uid)
     opening = Opening(uid=body.trajectory_uid, prompt_uid=body.prompt_uid)
     active = await get_or_open(gateway, opening, caller)
@@ -50,7 +51,7 @@ async def generate(gateway: Gateway, body: GenerateRequest, caller: Caller, key:
         sampling=sampling,
         role=body.role,
     )
-    request = CallRequest(call=call, key=key, role=body.role)
+    request = CallRequest(call=call, key=key, role=body.role, model=params.model or body.model or "")
     await gateway.calls.require_fit(active, request)
     if constraint is None:
         request = await rules.applied_to(request, gateway.tokenizer)
@@ -116,8 +117,9 @@ def _check_step(gateway: Gateway, step: Step, param: str) -> None:
     engine, size = gateway.role_engine.engine, len(step.prompt_ids) + len(step.response_ids)
     if size > engine.context_length:
         raise ApiError(400, f"{size} tokens do not fit the context of {engine.context_length}", param=param)
-    if step.policy_version > engine.policy_version:
-        problem = f"policy version {step.policy_version} does not exist yet: the newest is {engine.policy_version}"
+    newest = gateway.served.newest_version
+    if step.policy_version > newest:
+        problem = f"policy version {step.policy_version} does not exist yet: the newest is {newest}"
         raise ApiError(400, problem, param=f"{param}.policy_version")
 
 

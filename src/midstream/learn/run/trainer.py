@@ -51,6 +51,7 @@ from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.wandb_log import WandbLog
 from midstream.learn.run.warm_start import check_warm_start, collect_lessons, lesson_batches, make_learner
 from midstream.record.store import Store
+from midstream.rollouts.sinks import delete_unowned_actions
 
 _log = logging.getLogger(__name__)
 NUMERICS_SETTINGS = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
@@ -221,6 +222,7 @@ class _Run:
                     keeps = config.rollout.resume_attempts and not changed
                     version = context.decoder.version if keeps else None
                     self.store.trajectories.discard_from(state.step + 1, newer_than=version)
+                delete_unowned_actions(self.store)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 self.producer = BatchProducer(context, self.store, state, self.source)
