@@ -22,7 +22,7 @@ class Made:
     seconds: float | None = None
     """Time of proposals and evaluations, added up also where they ran at once or in several sessions."""
     val_score: float | None = None
-    """Score on validation of what was chosen."""
+    """Score on validation of what was chosen; of a search, on the tasks of its final choice."""
 
     def write(self, workflow: Path) -> None:
         """Write beside the file of the workflow."""

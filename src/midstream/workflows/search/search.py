@@ -7,12 +7,13 @@ folder reads them and goes on; what it draws depends on the seed and the candida
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from midstream.core.errors import RunError
@@ -27,11 +28,11 @@ from midstream.workflows.run.trace import WorkflowRun, known_sum
 from midstream.workflows.search.candidate import MAX_FAILURES, Candidate, Experience, Failure, failure, kind_of
 from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.evaluation import Evaluation, WorkflowEvaluator
-from midstream.workflows.search.finals import choose, expected_tokens
+from midstream.workflows.search.finals import Choice, choose, expected_tokens
 from midstream.workflows.search.proposals import SHOWN_FAILURES, Proposer
 from midstream.workflows.search.selection import selection
 
-LOG = "candidates.jsonl"
+LOG, CHOICE = "candidates.jsonl", "choice.json"
 MOST_CHOICE_SHARE = 0.3
 """Share of the budget of tokens that the choice among finalists may take; with more, there are fewer finalists."""
 
@@ -43,6 +44,9 @@ class SearchResult:
     best: ir.Workflow
     candidate: Candidate
     candidates: tuple[Candidate, ...]
+    final_score: float | None
+    """Mean score of the chosen one on the tasks of the choice alone, by which the search did not select it; None when
+    there was nothing to choose."""
     tokens: int | None
     """Of all proposals and evaluations, the choice among finalists and cached calls included; None when unknown. The
     same holds for `cost_usd` and `model_calls`."""
@@ -96,17 +100,18 @@ class WorkflowSearch:
             numbers = range(len(self.candidates), len(self.candidates) + count)
             for candidate in await asyncio.gather(*(self._next(number) for number in numbers)):
                 self._add(self._unless_known(candidate))
-        began = time.perf_counter()
-        best, final = await self._chosen()
-        known = all(one.tokens is not None for one in final) and not any(one.unknown_tokens for one in self.candidates)
+        choice = await self._choice()
+        best = self.candidates[choice.chosen]
+        unknown = choice.tokens is None or any(one.unknown_tokens for one in self.candidates)
         return SearchResult(
             best=self._read(best),
             candidate=best,
             candidates=tuple(self.candidates),
-            tokens=self.tokens + sum(one.tokens or 0 for one in final) if known else None,
-            cost_usd=known_sum([*(one.cost_usd for one in self.candidates), *(one.cost_usd for one in final)]),
-            model_calls=sum(one.model_calls for one in (*self.candidates, *final)),
-            seconds=sum(one.seconds for one in self.candidates) + time.perf_counter() - began,
+            final_score=choice.score,
+            tokens=None if unknown else self.tokens + (choice.tokens or 0),
+            cost_usd=known_sum([*(one.cost_usd for one in self.candidates), choice.cost_usd]),
+            model_calls=sum(one.model_calls for one in self.candidates) + choice.model_calls,
+            seconds=sum(one.seconds for one in self.candidates) + choice.seconds,
             reason=reason,
         )
 
@@ -205,11 +210,23 @@ class WorkflowSearch:
     def _choice_tokens(self, finalists: Sequence[Candidate]) -> float:
         return expected_tokens(finalists, len(self._final.tasks), self.settings.final_repeats)
 
-    async def _chosen(self) -> tuple[Candidate, list[Evaluation]]:
+    async def _choice(self) -> Choice:
+        """The choice among the finalists; the one in the folder, when it was among the same."""
         finalists = self._finalists()
+        numbers = tuple(one.number for one in finalists)
+        path = None if self._folder is None else self._folder / CHOICE
+        if path is not None and path.exists():
+            with contextlib.suppress(ValueError, TypeError):
+                data = json.loads(path.read_text(encoding="utf-8"))
+                made = Choice(**{**data, "finalists": tuple(data["finalists"])})
+                if made.finalists == numbers:
+                    return made
         if self.settings.final_repeats < 1:
-            return finalists[0], []
-        return await choose(finalists, self._read, self._final, self._evaluator.repeats)
+            return Choice(finalists=numbers, chosen=numbers[0])
+        choice = await choose(finalists, self._read, self._final, self._evaluator.repeats)
+        if path is not None:
+            path.write_text(json.dumps(asdict(choice)) + "\n", encoding="utf-8")
+        return choice
 
     def _add(self, candidate: Candidate) -> None:
         self.candidates.append(candidate)

@@ -69,7 +69,7 @@ async def run_search(
         cost_usd=result.cost_usd,
         model_calls=result.model_calls,
         seconds=result.seconds,
-        val_score=result.candidate.score,
+        val_score=result.candidate.score if result.final_score is None else result.final_score,
     )
     _write(result.best, made, config.folder / BEST)
     return result
