@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from midstream.cli import run
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.core.prices import Price
 from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, take
 from midstream.workflows import RunSettings, ScriptedModel, WorkflowRunner, read_workflow
@@ -24,6 +25,7 @@ from midstream.workflows.search.comparison import Comparison, Entry, compare
 from midstream.workflows.search.evaluation import WorkflowEvaluator, Written
 from midstream.workflows.search.made import Made, read_made
 from midstream.workflows.search.page import page, write_page
+from midstream.workflows.search.prompts import PromptResult
 from midstream.workflows.search.session import run_comparison, run_prompts, run_search
 from midstream.workflows.simulated import reply
 
@@ -143,6 +145,48 @@ def test_an_optimiser_model_reflects_on_failures(tmp_path: Path) -> None:
     chosen = config(tmp_path, optimizer="s")
     result = asyncio.run(run_prompts(chosen, {"": scripted, "s": scripted}))
     assert "step by step" in result.best.prompts["ANSWER"] and seen and "The right answer is" in seen[0]
+
+
+def prompts_with(tmp_path: Path, answer: Any) -> PromptResult:
+    scripted = ScriptedModel(answer, price=Price(1, 1))
+    chosen = config(tmp_path, optimizer="s", run={"retries": 0})
+    return asyncio.run(run_prompts(chosen, {"": scripted, "s": scripted}))
+
+
+def test_an_outage_of_the_executor_is_tried_again_and_is_no_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gepa")
+    monkeypatch.setattr("midstream.workflows.search.prompts.OUTAGE_WAITS_S", (0.0, 0.0))
+    asked: Counter[str] = Counter()
+
+    def sometimes(messages: Any, sampling: Any) -> str | Exception:
+        text = str(messages[-1]["content"])
+        asked[text] += 1
+        return EngineError("down") if asked[text] == 1 else reply(text, sampling.seed)
+
+    def always(messages: Any, sampling: Any) -> str:
+        return reply(str(messages[-1]["content"]), sampling.seed)
+
+    flaky, sound = prompts_with(tmp_path / "a", sometimes), prompts_with(tmp_path / "b", always)
+    assert flaky.made.val_score == sound.made.val_score and flaky.best == sound.best
+    with pytest.raises(RunError, match=r"did not answer task '.*' in 3 tries: .*down"):
+        prompts_with(tmp_path / "c", EngineError("down"))
+
+
+def test_an_optimiser_model_that_is_down_ends_the_optimisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gepa")
+    monkeypatch.setattr("midstream.workflows.search.prompts.OUTAGE_WAITS_S", (0.0, 0.0))
+    asked: list[str] = []
+
+    def answer(messages: Any, sampling: Any) -> str | Exception:
+        text = str(messages[-1]["content"])
+        asked.append(text)
+        return EngineError("busy") if "which is wrong" in text else reply(text, sampling.seed)
+
+    with pytest.raises(RunError, match="the optimiser model did not answer: busy"):
+        prompts_with(tmp_path, answer)
+    assert len(asked) < 40  # of 60 runs
 
 
 def test_a_workflow_without_prompts_has_none_to_optimise(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from midstream.workflows.hybrid import write_hybrid
 from midstream.workflows.problems import errors
 from midstream.workflows.search.candidate import Candidate, Experience
 from midstream.workflows.search.config import SearchSettings
-from midstream.workflows.search.edits import random_edit
+from midstream.workflows.search.edits import EDITS, EditSpace, random_edit
 from midstream.workflows.search.evaluation import WorkflowEvaluator, paired_difference
 from midstream.workflows.search.proposals import ModelProposer, Proposal, RandomProposer
+from midstream.workflows.search.racing import behind
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
 from midstream.workflows.search.selection import UCT, Beam, SoftMixture, Uniform, soft_mixture
 
@@ -44,9 +45,7 @@ def careless(messages: Sequence[Message], sampling: SamplingParams) -> str:
     return f"<answer>{2 * number if right else 2 * number + 1}</answer>"
 
 
-def evaluated(
-    model: Any, workflow: Any = START, tasks: Sequence[Task] = TASKS, to_beat: float | None = None, **options: Any
-):
+def evaluated(model: Any, workflow: Any = START, tasks: Sequence[Task] = TASKS, to_beat: Any = None, **options: Any):
     async def act() -> Any:
         async with WorkflowRunner(model, settings=RunSettings(retries=0)) as runner:
             return await WorkflowEvaluator(runner, tasks, **options).evaluate(workflow, to_beat=to_beat)
@@ -142,12 +141,22 @@ def test_a_search_without_a_model_says_so() -> None:
         search(model=ScriptedModel(EngineError("down")))
 
 
-def test_a_hopeless_candidate_is_given_up_early() -> None:
-    model = ScriptedModel("wrong")
-    evaluation = evaluated(model, to_beat=0.9, batch=8, least_tasks=8)
+def test_a_candidate_behind_the_best_on_the_same_tasks_is_given_up_early() -> None:
+    best = {task.id: float(place % 3 > 0) for place, task in enumerate(TASKS)}
+    evaluation = evaluated(ScriptedModel("wrong"), to_beat=best, batch=8, least_tasks=8)
     assert evaluation.stopped and len(evaluation.outcomes) == 8
-    evaluation = evaluated(model, to_beat=0.2, batch=8, least_tasks=8)
+    worst = dict.fromkeys(best, 0.0)
+    evaluation = evaluated(ScriptedModel("wrong"), to_beat=worst, batch=8, least_tasks=8)
     assert not evaluation.stopped and len(evaluation.outcomes) == 24
+
+
+def test_few_tasks_and_equal_scores_put_nothing_behind() -> None:
+    assert not behind({"a": 0.0}, {"a": 1.0}) and not behind({}, {"a": 1.0}) and not behind({"b": 0.0}, {"a": 1.0})
+    equal = {str(n): 1.0 for n in range(40)}
+    assert not behind(equal, equal)
+    assert behind({str(n): 0.0 for n in range(4)}, equal)
+    one_of_ten = {str(n): float(n % 10 > 0) for n in range(40)}
+    assert not behind({name: one_of_ten[name] for name in list(equal)[:20]}, equal) and behind(one_of_ten, equal)
 
 
 def test_an_outage_is_not_a_score_of_0() -> None:
@@ -175,15 +184,15 @@ def test_repeats_are_averaged_and_compared_by_task() -> None:
 def test_random_edits_are_valid_and_different() -> None:
     rng, workflow = random.Random(5), START
     for _ in range(60):
-        found = random_edit(workflow, rng, OPERATORS)
-        assert found is not None and found[0] != workflow and found[1]
-        assert not errors(check_workflow(found[0]))
-        assert read_workflow(write_hybrid(found[0])) == found[0]
-        workflow = found[0] if len(found[0].nodes) < 8 else START
-    few = OPERATORS.only(("Custom",))
+        found = random_edit(workflow, rng, EditSpace(OPERATORS), [TASKS[0].question])
+        assert found is not None and found.workflow != workflow and found.description and found.edit in EDITS
+        assert not errors(check_workflow(found.workflow))
+        assert read_workflow(write_hybrid(found.workflow)) == found.workflow
+        workflow = found.workflow if len(found.workflow.nodes) < 8 else START
+    few = EditSpace(OPERATORS.only(("Custom",)))
     for _ in range(10):
         found = random_edit(START, rng, few)
-        assert found is None or {one.operator for one in found[0].instances} == {"Custom"}
+        assert found is None or {one.operator for one in found.workflow.instances} == {"Custom"}
 
 
 def propose(replies: Any, candidates: Sequence[Candidate] = ()) -> tuple[Any, ScriptedModel]:

@@ -30,6 +30,8 @@ class WorkflowConfig(Config):
     """Tasks: `val` chooses, `test` is used once, by the comparison."""
     val_tasks: int = Field(default=50, ge=1)
     """Validation tasks on which candidates are scored."""
+    final_tasks: int | None = Field(default=None, ge=1)
+    """Further validation tasks, for the choice among the best candidates; null takes as many as `val_tasks`."""
     test_tasks: int = Field(default=100, ge=0)
     """Test tasks of the comparison."""
     executors: dict[str, ExecutorConfig]

@@ -93,14 +93,21 @@ async def test_code(
 async def _failure(context: OperatorContext, solution: str, entry_point: str) -> str:
     """What is wrong with the program, or ""."""
     check = f"assert callable({entry_point}), 'not a function'\n" if entry_point.isidentifier() else ""
-    result = await context.run_code(f"{solution}\n\n{check}")
-    if not result.ok:
-        return f"The program does not run:\n{_error(result)}"
+    if problem := await _problem(context, f"{solution}\n\n{check}"):
+        return f"The program does not run:\n{problem}"
     for test in context.public_tests:
-        result = await context.run_code(f"{solution}\n\n{test}\n")
-        if not result.ok:
-            return f"This test fails:\n{test}\n{_error(result)}"
+        if problem := await _problem(context, f"{solution}\n\n{test}\n"):
+            return f"This test fails:\n{test}\n{problem}"
     return ""
+
+
+async def _problem(context: OperatorContext, code: str) -> str:
+    """What goes wrong when code runs, or "". It must reach its end: a program that exits before it has not passed."""
+    word = f"{context.random.getrandbits(64):x}"
+    result = await context.run_code(f"{code}\n{word!r}\n")
+    if not result.ok:
+        return _error(result)
+    return "" if result.value == repr(word) else "The program ends before its last line."
 
 
 def _error(result: Result) -> str:

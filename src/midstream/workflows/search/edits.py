@@ -1,19 +1,22 @@
-"""Random edits of a workflow's graph: for searches without an optimiser model, and as their baseline.
+"""Edits of a workflow's graph: for searches without an optimiser model.
 
-An edit works on the statements before the final `return`; `random_edit` draws edits until one gives a workflow that the
-checker accepts."""
+An edit works on the statements before a `return`: of the whole workflow, or of one side of a final branch
+(`draft.ends`). `apply` accepts only what the checker accepts.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from midstream.workflows import ir
 from midstream.workflows.checker import check_workflow
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.problems import errors
+from midstream.workflows.search.draft import PROBLEM, Draft, Place, ends, rebuilt
+from midstream.workflows.search.features import Feature, words
 from midstream.workflows.write_python import write_expression
 
 PROMPT_POOL: Mapping[str, str] = {
@@ -22,114 +25,101 @@ PROMPT_POOL: Mapping[str, str] = {
     "CHECK": "Solve the problem, check your result once, then give the answer between <answer> and </answer>.",
     "RESTATE": "First restate the problem in your own words, then solve it and give the answer.",
 }
-"""Prompts that random edits may use."""
+"""Prompts that edits may use."""
 TRIES = 40
 
-Edit = Callable[["_Draft", random.Random], str]
+Edit = Callable[[Draft, random.Random], str]
 """Changes a draft and says what it did; "" when it cannot."""
 
 
-def random_edit(
-    workflow: ir.Workflow,
-    rng: random.Random,
-    operators: OperatorSet,
-    limits: WorkflowLimits | None = None,
-    pool: Mapping[str, str] = PROMPT_POOL,
-) -> tuple[ir.Workflow, str] | None:
-    """A valid workflow that differs from `workflow` by one edit, and what was changed. None when no edit of `TRIES`
-    is valid."""
-    for _ in range(TRIES):
-        draft = _Draft(workflow, operators, pool)
-        description = rng.choice(_EDITS)(draft, rng)
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A changed workflow. `edit` is the name of the edit, of `EDITS`."""
+
+    workflow: ir.Workflow
+    edit: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class EditSpace:
+    """What edits may use: operators, limits, prompts, and the texts of problems to branch on."""
+
+    operators: OperatorSet
+    limits: WorkflowLimits | None = None
+    pool: Mapping[str, str] = field(default_factory=lambda: PROMPT_POOL)
+
+    def apply(
+        self, edit: str, workflow: ir.Workflow, place: Place, rng: random.Random, problems: Sequence[str] = ()
+    ) -> Edited | None:
+        """The workflow after an edit at one of its ends. None when the edit cannot be made there, or makes no valid
+        workflow."""
+        draft = Draft(workflow, self.operators, self.pool, place, problems)
+        description = EDITS[edit](draft, rng)
         if not description:
-            continue
+            return None
         edited = draft.workflow()
-        if edited != workflow and not errors(check_workflow(edited, operators, limits)):
-            return edited, description
+        return Edited(edited, edit, description) if edited != workflow and self.valid(edited) else None
+
+    def valid(self, workflow: ir.Workflow) -> bool:
+        """Whether the checker accepts a workflow."""
+        return not errors(check_workflow(workflow, self.operators, self.limits))
+
+    def one_calls(self, workflow: ir.Workflow) -> list[Edited]:
+        """Every workflow that solves the problem by one call, with the inputs of `workflow`."""
+        found: list[Edited] = []
+        for operator in (name for name in ONE_CALL if name in self.operators):
+            for prompt in sorted(self.pool) if operator == "Custom" else [""]:
+                draft = Draft(ir.Workflow((), (), {}, workflow.inputs), self.operators, self.pool)
+                description = one_call(draft, operator, prompt)
+                found.append(Edited(draft.workflow(), "start_over", description))
+        return [one for one in found if self.valid(one.workflow)]
+
+
+def random_edit(
+    workflow: ir.Workflow, rng: random.Random, space: EditSpace, problems: Sequence[str] = ()
+) -> Edited | None:
+    """A valid workflow that differs from `workflow` by one edit, each edit and each end equally likely. None when no
+    edit of `TRIES` is valid."""
+    for _ in range(TRIES):
+        place = rng.choice(ends(workflow.body))
+        if edited := space.apply(rng.choice(list(EDITS)), workflow, place, rng, problems):
+            return edited
     return None
 
 
-class _Draft:
-    """A workflow under change."""
-
-    def __init__(self, workflow: ir.Workflow, operators: OperatorSet, pool: Mapping[str, str]) -> None:
-        self.operators, self.pool = operators, pool
-        self.instances = list(workflow.instances)
-        self.prompts = dict(workflow.prompts)
-        self.inputs = workflow.inputs
-        self.body = list(workflow.body)
-
-    def workflow(self) -> ir.Workflow:
-        used = {one.instance for one in ir.walk(tuple(self.body)) if isinstance(one, ir.Invoke)}
-        named = {one.name for one in ir.walk(tuple(self.body)) if isinstance(one, ir.Prompt)}
-        instances = [one for one in self.instances if one.name in used]
-        named |= {one.name for one in instances} | {one.operator for one in instances}
-        prompts = {name: text for name, text in self.prompts.items() if name in named}
-        return ir.Workflow(tuple(instances), tuple(self.body), prompts, self.inputs)
-
-    @property
-    def returned(self) -> ir.Expression | None:
-        """The value of the final return; None when the workflow ends otherwise."""
-        last = self.body[-1] if self.body else None
-        return last.value if isinstance(last, ir.Return) else None
-
-    def use(self, operator: str) -> str:
-        """The name of an instance of `operator`, declared if need be; "" when there is no such operator."""
-        if operator not in self.operators:
-            return ""
-        found = next((one.name for one in self.instances if one.operator == operator), None)
-        if found is None:
-            found = self._free("".join(f"_{c.lower()}" if c.isupper() else c for c in operator).strip("_"))
-            self.instances.append(ir.Instance(found, operator))
-        return found
-
-    def prompt(self, rng: random.Random) -> ir.Prompt:
-        name = rng.choice(sorted(self.pool))
-        self.prompts[name] = self.pool[name]
-        return ir.Prompt(name)
-
-    def variable(self, wish: str) -> str:
-        taken = {one.name for one in ir.walk(tuple(self.body)) if isinstance(one, ir.Variable)}
-        for one in ir.walk(tuple(self.body)):
-            taken |= {getattr(one, "target", ""), getattr(one, "variable", "")}
-        return wish if wish not in taken else next(f"{wish}_{n}" for n in range(2, 1000) if f"{wish}_{n}" not in taken)
-
-    def finish(self, made: Sequence[ir.Statement], value: ir.Expression) -> None:
-        """Put statements before the return, and return another value."""
-        self.body[-1:] = [*made, ir.Return(value)]
-
-    def _free(self, wish: str) -> str:
-        names = {one.name for one in self.instances}
-        return wish if wish not in names else next(f"{wish}_{n}" for n in range(2, 99) if f"{wish}_{n}" not in names)
-
-
-_PROBLEM = ir.Input("problem")
-
-
-def _ensemble(draft: _Draft, rng: random.Random) -> str:
-    """Sample the only Custom several times and choose."""
+def _ensemble(draft: Draft, rng: random.Random) -> str:
+    """Sample Custom several times, with an instruction of the end or of the pool, and choose."""
     custom, ensemble = draft.use("Custom"), draft.use("ScEnsemble")
     if not custom or not ensemble or draft.returned is None:
         return ""
     count = rng.choice((2, 3, 5))
     several, best = draft.variable("several"), draft.variable("best")
-    call = ir.Invoke("", custom, (("input", _PROBLEM), ("instruction", draft.prompt(rng))))
+    own = [value for value in map(_instruction, draft.body) if value is not None]
+    instruction = rng.choice(own) if own and rng.random() < 0.5 else draft.prompt(rng)
+    call = ir.Invoke("", custom, (("input", PROBLEM), ("instruction", instruction)))
     texts = ir.Collect(ir.Field(ir.Variable("one"), "response"), "one", ir.Variable(several))
     solutions = ir.Function("+", (ir.ListOf((draft.returned,)), texts))
     made = [
         ir.InvokeEach(several, call, "_", ir.Times(count), True),
-        ir.Invoke(best, ensemble, (("solutions", solutions), ("problem", _PROBLEM))),
+        ir.Invoke(best, ensemble, (("solutions", solutions), ("problem", PROBLEM))),
     ]
     draft.finish(made, ir.Field(ir.Variable(best), "response"))
-    return f"choose among the answer and {count} more samples"
+    return f"choose among the answer and {count} more samples with the prompt {instruction.name}"
 
 
-def _review(draft: _Draft, rng: random.Random) -> str:
+def _instruction(statement: ir.Statement) -> ir.Prompt | None:
+    """The prompt that a call has as its instruction."""
+    given = dict(statement.arguments).get("instruction") if isinstance(statement, ir.Invoke) else None
+    return given if isinstance(given, ir.Prompt) else None
+
+
+def _review(draft: Draft, rng: random.Random) -> str:
     review, revise = draft.use("Review"), draft.use("Revise")
     if not review or not revise or draft.returned is None:
         return ""
     solution, checked, better = draft.variable("solution"), draft.variable("checked"), draft.variable("better")
-    given = (("problem", _PROBLEM), ("solution", ir.Variable(solution)))
+    given = (("problem", PROBLEM), ("solution", ir.Variable(solution)))
     feedback = ir.Field(ir.Variable(checked), "feedback")
     made = [
         ir.Assign(solution, draft.returned),
@@ -146,7 +136,7 @@ def _review(draft: _Draft, rng: random.Random) -> str:
     return "review the answer and revise it when it is judged wrong"
 
 
-def _program(draft: _Draft, rng: random.Random) -> str:
+def _program(draft: Draft, rng: random.Random) -> str:
     programmer = draft.use("Programmer")
     if not programmer or draft.returned is None:
         return ""
@@ -154,7 +144,7 @@ def _program(draft: _Draft, rng: random.Random) -> str:
     output = ir.Field(ir.Variable(program), "output")
     success = ir.Field(ir.Variable(program), "success")
     made = [
-        ir.Invoke(program, programmer, (("problem", _PROBLEM),)),
+        ir.Invoke(program, programmer, (("problem", PROBLEM),)),
         ir.Assign(answer, ir.Conditional(success, output, draft.returned)),
     ]
     if rng.random() < 0.5:  # the program first, and the rest only when it fails
@@ -166,45 +156,71 @@ def _program(draft: _Draft, rng: random.Random) -> str:
     return "write a program, and prefer what it computes"
 
 
-def _refine(draft: _Draft, rng: random.Random) -> str:
+def _refine(draft: Draft, rng: random.Random) -> str:
     custom = draft.use("Custom")
     if not custom or draft.returned is None:
         return ""
     final = draft.variable("final")
-    shown = ir.Function("+", (_PROBLEM, ir.Constant("\n\nA draft of the answer:\n"), draft.returned))
+    shown = ir.Function("+", (PROBLEM, ir.Constant("\n\nA draft of the answer:\n"), draft.returned))
     prompt = draft.prompt(rng)
     made = [ir.Invoke(final, custom, (("input", shown), ("instruction", prompt)))]
     draft.finish(made, ir.Field(ir.Variable(final), "response"))
     return f"write the final answer from the draft with the prompt {prompt.name}"
 
 
-def _format(draft: _Draft, rng: random.Random) -> str:
+def _format(draft: Draft, rng: random.Random) -> str:
     format_ = draft.use("Format")
     if not format_ or draft.returned is None:
         return ""
     formatted = draft.variable("formatted")
-    made = [ir.Invoke(formatted, format_, (("problem", _PROBLEM), ("solution", draft.returned)))]
+    made = [ir.Invoke(formatted, format_, (("problem", PROBLEM), ("solution", draft.returned)))]
     draft.finish(made, ir.Field(ir.Variable(formatted), "response"))
     return "extract the short answer at the end"
 
 
-def _start_over(draft: _Draft, rng: random.Random) -> str:
+def _start_over(draft: Draft, rng: random.Random) -> str:
     """One call of one operator: undoes what others built up."""
-    kinds = [name for name in ("Custom", "AnswerGenerate", "Programmer") if name in draft.operators]
-    if not kinds:
+    calls = [name for name in ONE_CALL if name in draft.operators]
+    if not calls:
         return ""
-    kind = rng.choice(kinds)
-    name, answer = draft.use(kind), draft.variable("answer")
-    if kind == "Custom":
-        arguments = (("input", _PROBLEM), ("instruction", draft.prompt(rng)))
-    else:
-        arguments = (("input" if kind == "AnswerGenerate" else "problem", _PROBLEM),)
-    key = {"Custom": "response", "AnswerGenerate": "answer", "Programmer": "output"}[kind]
-    draft.body[:] = [ir.Invoke(answer, name, arguments), ir.Return(ir.Field(ir.Variable(answer), key))]
-    return f"start over with one {kind}"
+    kind = rng.choice(calls)
+    return one_call(draft, kind, draft.prompt(rng).name if kind == "Custom" else "")
 
 
-def _prompt(draft: _Draft, rng: random.Random) -> str:
+ONE_CALL: Mapping[str, tuple[str, str]] = {
+    "Custom": ("input", "response"),
+    "AnswerGenerate": ("input", "answer"),
+    "Programmer": ("problem", "output"),
+}
+"""Operators that can solve a problem alone: the argument for the problem, and the field of the answer."""
+
+
+def one_call(draft: Draft, operator: str, prompt: str = "") -> str:
+    """Solve the problem by one call, of Custom with a prompt of the pool; says so."""
+    argument, key = ONE_CALL[operator]
+    name, answer = draft.use(operator), draft.variable("answer")
+    arguments: list[tuple[str, ir.Expression]] = [(argument, PROBLEM)]
+    if prompt:
+        draft.prompts[prompt] = draft.pool[prompt]
+        arguments.append(("instruction", ir.Prompt(prompt)))
+    draft.body[:] = [ir.Invoke(answer, name, tuple(arguments)), ir.Return(ir.Field(ir.Variable(answer), key))]
+    return f"start over with one {operator}" + (f" and the prompt {prompt}" if prompt else "")
+
+
+def _branch(draft: Draft, rng: random.Random) -> str:
+    """Solve the problems that contain some word of some problem by one call, and the others as before."""
+    found = sorted(words(rng.choice(draft.problems))) if draft.problems else []
+    if not found:
+        return ""
+    feature, before = Feature(rng.choice(found)), tuple(draft.body)
+    description = _start_over(draft, rng)
+    if not description:
+        return ""
+    draft.body[:] = [ir.Branch(feature.condition(), tuple(draft.body), before)]
+    return f"for problems {feature}: {description}"
+
+
+def _prompt(draft: Draft, rng: random.Random) -> str:
     """Give one Custom another instruction."""
     customs = {one.name for one in draft.instances if one.operator in ("Custom", "CustomCodeGenerate")}
     nodes = [one for one in ir.walk(tuple(draft.body)) if isinstance(one, ir.Invoke) and one.instance in customs]
@@ -213,22 +229,22 @@ def _prompt(draft: _Draft, rng: random.Random) -> str:
     chosen, prompt = rng.choice(nodes), draft.prompt(rng)
     arguments = tuple((name, value) for name, value in chosen.arguments if name != "instruction")
     changed = replace(chosen, arguments=(*arguments, ("instruction", prompt)))
-    draft.body[:] = [_replaced(one, chosen, changed) for one in draft.body]
+    draft.body[:] = [rebuilt(one, chosen, changed) for one in draft.body]
     return f"use the prompt {prompt.name} in {chosen.id}"
 
 
-def _count(draft: _Draft, rng: random.Random) -> str:
+def _count(draft: Draft, rng: random.Random) -> str:
     """Change the rounds of one loop."""
     bounds = [one for one in ir.walk(tuple(draft.body)) if isinstance(one, ir.Times)]
     if not bounds:
         return ""
     chosen = rng.choice(bounds)
     count = rng.choice([count for count in (1, 2, 3, 4, 5) if count != chosen.count])
-    draft.body[:] = [_replaced(one, chosen, ir.Times(count)) for one in draft.body]
+    draft.body[:] = [rebuilt(one, chosen, ir.Times(count)) for one in draft.body]
     return f"{count} rounds in place of {chosen.count}"
 
 
-def _remove(draft: _Draft, rng: random.Random) -> str:
+def _remove(draft: Draft, rng: random.Random) -> str:
     """Drop one statement; the checker refuses it when something needs it."""
     if len(draft.body) < 3:
         return ""
@@ -257,24 +273,16 @@ def _name_of(statement: ir.Statement) -> str:
     return getattr(statement, "target", "") or type(statement).__name__.lower()
 
 
-def _replaced(tree: ir.Statement, old: object, new: object) -> ir.Statement:
-    """`tree` with the node that is `old` (by identity) replaced."""
-    if tree is old:
-        return new  # pyright: ignore[reportReturnType]
-    if isinstance(tree, ir.Loop):
-        over = new if tree.over is old else tree.over
-        return replace(tree, over=over, body=tuple(_replaced(one, old, new) for one in tree.body))
-    if isinstance(tree, ir.Branch):
-        then = tuple(_replaced(one, old, new) for one in tree.then)
-        return replace(tree, then=then, otherwise=tuple(_replaced(one, old, new) for one in tree.otherwise))
-    if isinstance(tree, ir.InvokeEach):
-        over = new if tree.over is old else tree.over
-        return replace(tree, over=over, invoke=new if tree.invoke is old else tree.invoke)
-    if isinstance(tree, ir.Parallel):
-        return replace(tree, branches=tuple(new if one is old else one for one in tree.branches))
-    return tree
-
-
-_EDITS: tuple[Edit, ...] = (
-    _ensemble, _review, _program, _refine, _format, _start_over, _prompt, _count, _remove,
-)  # fmt: skip
+EDITS: Mapping[str, Edit] = {
+    "ensemble": _ensemble,
+    "review": _review,
+    "program": _program,
+    "refine": _refine,
+    "format": _format,
+    "start_over": _start_over,
+    "branch": _branch,
+    "prompt": _prompt,
+    "count": _count,
+    "remove": _remove,
+}
+"""Every edit by name."""

@@ -1,4 +1,4 @@
-"""Evaluates a workflow on tasks: repeated, with intervals, and stopped early when it cannot be the best any more.
+"""Evaluates a workflow on tasks: repeated, with intervals, and stopped early when it is clearly behind the best one.
 
 Repeats use the same seeds for every candidate, so that a difference is the workflow's. A problem on which a service
 did not answer has no score; it is not a 0.
@@ -7,7 +7,6 @@ did not answer has no score; it is not a 0.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +19,7 @@ from midstream.rewards.workflows import graded
 from midstream.workflows import ir
 from midstream.workflows.run.runner import WorkflowInput, WorkflowRunner
 from midstream.workflows.run.trace import RunStatus, WorkflowRun, known_sum
+from midstream.workflows.search.racing import behind, differences
 
 Grade = Callable[[str, Task], Awaitable[float | None]]
 """Grades an answer, 0 to 1."""
@@ -102,8 +102,8 @@ class Evaluation:
 class WorkflowEvaluator:
     """Evaluates workflows on a fixed list of tasks.
 
-    `repeats` runs of each task; `batch` tasks at once, after each of which a candidate may be given up: when the upper
-    end of its interval at `confidence` lies below `to_beat`."""
+    `repeats` runs of each task; `batch` tasks at once, after each of which a candidate may be given up: when it is
+    behind the best one on the tasks of both, at `confidence` (`racing.behind`)."""
 
     def __init__(
         self,
@@ -121,15 +121,28 @@ class WorkflowEvaluator:
         self.repeats, self.batch, self.seed = repeats, batch, seed
         self.confidence, self.least_tasks, self.grade = confidence, least_tasks, grade
 
+    def on(self, tasks: Sequence[Task], *, repeats: int | None = None, seed: int | None = None) -> WorkflowEvaluator:
+        """An evaluator on other tasks, else with the same settings unless others are given."""
+        return WorkflowEvaluator(
+            self.runner,
+            tasks,
+            repeats=self.repeats if repeats is None else repeats,
+            batch=self.batch,
+            seed=self.seed if seed is None else seed,
+            confidence=self.confidence,
+            least_tasks=self.least_tasks,
+            grade=self.grade,
+        )
+
     async def evaluate(
         self,
         workflow: Evaluated,
         *,
-        to_beat: float | None = None,
+        to_beat: Mapping[str, float] | None = None,
         on_run: Callable[[Task, WorkflowRun, float | None], None] | None = None,
     ) -> Evaluation:
-        """Run the workflow, or each task's own, on all tasks. A task for which none was written scores 0. `to_beat` is
-        a score below which the rest is not worth its tokens."""
+        """Run the workflow, or each task's own, on all tasks. A task for which none was written scores 0. `to_beat` are
+        scores by task of a workflow; one that is clearly behind it is not worth the tokens of the rest."""
         outcomes: list[Outcome] = []
         for start in range(0, len(self.tasks), self.batch):
             batch = self.tasks[start : start + self.batch]
@@ -137,18 +150,11 @@ class WorkflowEvaluator:
                 *(self._one(workflow, task, repeat, on_run) for task in batch for repeat in range(self.repeats))
             )
             done = start + len(batch)
-            if to_beat is not None and self.least_tasks <= done < len(self.tasks) and self._hopeless(outcomes, to_beat):
-                return Evaluation(outcomes=tuple(outcomes), stopped=True)
+            if to_beat is not None and self.least_tasks <= done < len(self.tasks):
+                evaluation = Evaluation(outcomes=tuple(outcomes), stopped=True)
+                if behind(evaluation.by_task, to_beat, self.confidence):
+                    return evaluation
         return Evaluation(outcomes=tuple(outcomes))
-
-    def _hopeless(self, outcomes: Sequence[Outcome], to_beat: float) -> bool:
-        """Whether even the upper end of the interval is below `to_beat`. The interval is Hoeffding's for scores in
-        [0, 1], which holds for any distribution: mean + sqrt(ln(1/(1-c)) / 2n)."""
-        scores = list(Evaluation(outcomes=tuple(outcomes)).by_task.values())
-        if not scores:
-            return False
-        reach = math.sqrt(math.log(1 / (1 - self.confidence)) / (2 * len(scores)))
-        return fmean(scores) + reach < to_beat
 
     async def _one(
         self,
@@ -190,9 +196,8 @@ class WorkflowEvaluator:
 def paired_difference(one: Evaluation, other: Evaluation, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean difference of scores over the tasks both have, and its interval (bootstrap over tasks). Raises `EngineError`
     when they share no scored task."""
-    shared = [task for task in one.by_task if task in other.by_task]
-    if not shared:
+    found = list(differences(one.by_task, other.by_task).values())
+    if not found:
         raise EngineError("the two evaluations share no scored task")
-    differences = [one.by_task[task] - other.by_task[task] for task in shared]
-    low, high = bootstrap_mean(differences, 0, confidence, 2000)
-    return fmean(differences), low, high
+    low, high = bootstrap_mean(found, 0, confidence, 2000)
+    return fmean(found), low, high

@@ -11,7 +11,8 @@ from midstream.core.errors import RunError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """The expense of a method. Tokens and cost are None where unknown."""
+    """The expense of a method: all that it used, from proposals or reflections to the last evaluation, cached calls
+    included. None where unknown."""
 
     how: str
     """In words, such as `search (uct), 12 candidates`."""
@@ -19,9 +20,9 @@ class Made:
     cost_usd: float | None = None
     model_calls: int | None = None
     seconds: float | None = None
-    """Of a search, the time of evaluating its candidates."""
+    """Time of proposals and evaluations, added up also where they ran at once or in several sessions."""
     val_score: float | None = None
-    """Score on validation of what was chosen."""
+    """Score on validation of what was chosen; of a search, on the tasks of its final choice."""
 
     def write(self, workflow: Path) -> None:
         """Write beside the file of the workflow."""

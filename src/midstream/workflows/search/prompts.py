@@ -3,6 +3,9 @@ arXiv 2507.19457; the package `gepa`, in the extra `prompts`).
 
 An optimiser model reflects on failures and rewrites a prompt. Without one, a prompt is replaced by one of a pool: the
 baseline that needs no second model. GEPA writes no state to disk here.
+
+GEPA knows no score that is missing. A task on which a service did not answer is run again, and when it still does not
+answer, the optimisation ends with a `RunError`: an outage never counts as a wrong answer.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Task
+from midstream.core.types import Message, Task
 from midstream.workflows import ir
-from midstream.workflows.model import Model
+from midstream.workflows.model import Model, ModelReply
 from midstream.workflows.problems import errors
 from midstream.workflows.run.trace import RunStatus, WorkflowRun, known_sum
 from midstream.workflows.search.edits import PROMPT_POOL
@@ -26,6 +29,8 @@ from midstream.workflows.search.evaluation import Evaluation, WorkflowEvaluator
 from midstream.workflows.search.made import Made
 
 REPLY_TOKENS = 1024
+OUTAGE_WAITS_S = (1.0, 10.0)
+"""Waits before tasks on which a service did not answer are run again; each run has its own retries of a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,8 @@ async def optimise_prompts(
     """Optimise the prompts of `workflow`: changes are tried on small batches of `train`, and those that help are scored
     on all of `val`. `most_runs` bounds the runs of workflows; a batch in progress is finished.
 
-    Raises `ConfigError` for a workflow without prompts, and `ModuleNotFoundError` without the package."""
+    Raises `ConfigError` for a workflow without prompts, `RunError` when a model does not answer or a task has no
+    reference, and `ModuleNotFoundError` without the package."""
     from gepa.api import optimize
 
     if not workflow.prompts:
@@ -76,6 +82,8 @@ async def optimise_prompts(
         logger=_Silent(),
         seed=seed,
     )
+    if adapter.outage is not None:
+        raise adapter.outage
     evaluations = adapter.evaluations
     outcomes = [one for evaluation in evaluations for one in evaluation.outcomes]
     tokens = known_sum([*(one.tokens for one in evaluations), adapter.reflection_tokens])
@@ -110,6 +118,8 @@ class _Adapter:
         self._workflow, self._loop, self._model, self._rng = workflow, loop, model, rng
         self._like = like
         self.evaluations: list[Evaluation] = []
+        self.outage: RunError | None = None
+        """Set when the optimiser model does not answer."""
         self.reflections = 0
         self.reflection_tokens: float | None = 0
         self.reflection_cost: float | None = 0.0
@@ -117,6 +127,8 @@ class _Adapter:
     def evaluate(self, batch: list[Task], candidate: dict[str, str], capture_traces: bool = False) -> Any:
         from gepa.core.adapter import EvaluationBatch
 
+        if self.outage is not None:
+            raise self.outage
         changed = self._workflow.with_prompts(candidate)
         problems = errors(self._like.runner.problems(changed))
         if problems:  # a prompt that is too long, for example
@@ -129,14 +141,34 @@ class _Adapter:
 
     async def _traces(self, workflow: ir.Workflow, batch: Sequence[Task]) -> list[_Trace]:
         found: dict[str, _Trace] = {}
+        missing: dict[str, WorkflowRun] = {}
 
         def keep(task: Task, run: WorkflowRun, score: float | None) -> None:
-            found[task.id] = _Trace(task, run, 0.0 if score is None else score)
+            missing.pop(task.id, None)
+            if score is None:
+                missing[task.id] = run
+            else:
+                found[task.id] = _Trace(task, run, score)
 
-        like = self._like
-        evaluator = WorkflowEvaluator(like.runner, batch, batch=like.batch, seed=like.seed, grade=like.grade)
-        self.evaluations.append(await evaluator.evaluate(workflow, on_run=keep))
+        tasks = list(batch)
+        for wait_s in (0.0, *OUTAGE_WAITS_S):
+            await asyncio.sleep(wait_s)
+            self.evaluations.append(await self._like.on(tasks, repeats=1).evaluate(workflow, on_run=keep))
+            tasks = [task for task in batch if task.id in missing and missing[task.id].cause == "infrastructure"]
+            if not tasks:
+                break
+        if missing:
+            raise self._stopped(*next(iter(missing.items())))
         return [found[task.id] for task in batch]
+
+    @staticmethod
+    def _stopped(task: str, run: WorkflowRun) -> RunError:
+        if run.cause == "infrastructure":
+            return RunError(
+                f"the executor model did not answer task '{task}' in {1 + len(OUTAGE_WAITS_S)} tries: {run.error}",
+                "start it and run the same command again; replies so far are stored unless `cache` is false",
+            )
+        return RunError(f"task '{task}' has no reference to score an answer by", "give it an answer, or leave it out")
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: Any, components_to_update: list[str]
@@ -169,11 +201,24 @@ class _Adapter:
         assert self._model is not None
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         sampling = SamplingParams(max_tokens=REPLY_TOKENS, temperature=1.0, seed=self._rng.randrange(2**31))
-        reply = asyncio.run_coroutine_threadsafe(self._model.ask(messages, sampling), self._loop).result()
+        reply = asyncio.run_coroutine_threadsafe(self._asked(self._model, messages, sampling), self._loop).result()
         self.reflections += 1
         self.reflection_tokens = known_sum((self.reflection_tokens, reply.prompt_tokens, reply.completion_tokens))
         self.reflection_cost = known_sum((self.reflection_cost, reply.cost_usd))
         return reply.text
+
+    async def _asked(self, model: Model, messages: Sequence[Message], sampling: SamplingParams) -> ModelReply:
+        """The reply, after an outage perhaps. Raises `RunError` when there is none."""
+        for wait_s in (*OUTAGE_WAITS_S, None):
+            try:
+                return await model.ask(messages, sampling)
+            except EngineError as error:
+                if wait_s is None:
+                    # GEPA only logs what its reflection raises, and would spend the rest of its runs on it.
+                    self.outage = RunError(f"the optimiser model did not answer: {error}", "is it running?")
+                    raise self.outage from None
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
 
 
 class _Silent:

@@ -18,16 +18,20 @@ from midstream.workflows.model import Model
 from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.operators.replies import tagged
 from midstream.workflows.problems import errors
-from midstream.workflows.search.candidate import Candidate, Experience, Failure
-from midstream.workflows.search.edits import PROMPT_POOL, random_edit
+from midstream.workflows.search.candidate import MAX_FAILURE_CHARS, Candidate, Experience, Failure
+from midstream.workflows.search.edits import PROMPT_POOL, EditSpace, random_edit
+from midstream.workflows.search.racing import differences
 
 SHOWN_FAILURES = 3
+UNKNOWN_TRIES = 8
+"""Edits that are drawn before a proposal gives up finding one that was not tried."""
 
 RULES = """A workflow is a class in a small subset of Python. `__init__` declares operators; `__call__` wires them with
-variables, f-strings, if, for over range(N) or a list, list comprehensions and asyncio.gather. There is no while, no
-import, no try, and no other function. Fields of results are read as result["response"]. Prompts are named texts, used
-as self.prompts["NAME"]; placeholders in them mean nothing. Custom is the only operator with an `instruction`; a prompt
-named like another operator replaces that operator's own."""
+variables, f-strings, if (also on the problem's text, as in `if "word" in problem:`), for over range(N) or a list, list
+comprehensions and asyncio.gather. There is no while, no import, no try, and no other function. Fields of results are
+read as result["response"]. Prompts are named texts, used as self.prompts["NAME"]; placeholders in them mean nothing.
+Custom is the only operator with an `instruction`; a prompt named like another operator replaces that operator's
+own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +40,13 @@ class Proposal:
 
     workflow: ir.Workflow | None
     modification: str
+    edit: str = ""
+    """Name of the edit that made it; empty when a model did."""
     problems: tuple[str, ...] = ()
     tokens: int = 0
     unknown_tokens: bool = False
     cost_usd: float | None = 0.0
+    model_calls: int = 0
 
 
 class Proposer(Protocol):
@@ -51,32 +58,31 @@ class Proposer(Protocol):
 
 
 class RandomProposer:
-    """Proposes random edits of the graph. Asks no model."""
+    """Proposes random edits of the graph, blind to scores and failures. Asks no model."""
 
     def __init__(
         self, operators: OperatorSet, limits: WorkflowLimits | None = None, pool: Mapping[str, str] = PROMPT_POOL
     ) -> None:
-        self._operators, self._limits, self._pool = operators, limits, pool
+        self._space = EditSpace(operators, limits, pool)
 
     async def propose(
         self, parent: Candidate, workflow: ir.Workflow, experience: Experience, failures: Sequence[Failure], seed: int
     ) -> Proposal:
         rng = random.Random(seed)
-        found: tuple[ir.Workflow, str] | None = None
-        for _ in range(8):
-            found = random_edit(workflow, rng, self._operators, self._limits, self._pool)
-            if found is None or not experience.is_known(parent.number, found[1]):
-                break
-        if found is None:
-            return Proposal(workflow=None, modification="", problems=("no valid edit was found",))
-        return Proposal(workflow=found[0], modification=found[1])
+        problems = [task.question for task in experience.tasks.values()]
+        for _ in range(UNKNOWN_TRIES):
+            found = random_edit(workflow, rng, self._space, problems)
+            if found is not None and not experience.has(write_hybrid(found.workflow)):
+                return Proposal(workflow=found.workflow, modification=found.description, edit=found.edit)
+        return Proposal(workflow=None, modification="", problems=("no new valid edit was found",))
 
 
 class ModelProposer:
-    """Lets a model change a workflow, as AFlow's optimiser does: it sees the workflow with its score, what was tried,
-    the operators, and some failures. A reply that is not a valid workflow is sent back with the checker's messages, at
-    most `repairs` times; a change that was tried before is asked for anew, within the same number. `models` are the
-    names that an operator's `model=` may have, any when None."""
+    """Lets a model change a workflow, as AFlow's optimiser does: it sees the workflow with its score by kind of
+    problem, what was tried, the operators, some failures, and the candidate that solves most of what this one does not.
+    A reply that is not a valid workflow is sent back with the checker's messages, at most `repairs` times; a change
+    that was tried before is asked for anew, within the same number. `models` are the names that an operator's `model=`
+    may have, any when None."""
 
     def __init__(
         self,
@@ -100,7 +106,7 @@ class ModelProposer:
         messages: list[Message] = [{"role": "user", "content": self.question(parent, workflow, experience, failures)}]
         tokens, unknown, cost, problems = 0, False, 0.0, list[str]()
         spent: float | None = cost
-        modification = ""
+        modification, calls = "", 0
         for attempt in range(self._repairs + 1):
             sampling = SamplingParams(
                 max_tokens=self._max_tokens, temperature=self._temperature, seed=(seed + attempt) % 2**31
@@ -110,6 +116,7 @@ class ModelProposer:
             except EngineError as error:
                 problems.append(f"the optimiser model did not answer: {error}")
                 break
+            calls += 1
             unknown = unknown or reply.prompt_tokens is None or reply.completion_tokens is None
             tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
             spent = None if spent is None or reply.cost_usd is None else spent + reply.cost_usd
@@ -123,7 +130,7 @@ class ModelProposer:
             if not found:
                 return Proposal(
                     workflow=checked.workflow, modification=modification, tokens=tokens, unknown_tokens=unknown,
-                    cost_usd=spent,
+                    cost_usd=spent, model_calls=calls,
                 )  # fmt: skip
             problems += found
             messages += [
@@ -132,7 +139,7 @@ class ModelProposer:
             ]
         return Proposal(
             workflow=None, modification=modification, problems=tuple(problems), tokens=tokens, unknown_tokens=unknown,
-            cost_usd=spent,
+            cost_usd=spent, model_calls=calls,
         )  # fmt: skip
 
     def question(
@@ -140,6 +147,9 @@ class ModelProposer:
     ) -> str:
         """The prompt of a proposal."""
         score = "not known" if parent.score is None else f"{parent.score:.3f} of 1"
+        kinds = experience.by_kind(parent)
+        if len(kinds) > 1:
+            score += " (" + ", ".join(f"{kind}: {mean:.3f} of {count}" for kind, (mean, count) in kinds.items()) + ")"
         shown = "\n\n".join(
             f"Problem: {one.problem}\nAnswer: {one.answer}\nExpected: {one.expected}"
             for one in failures[:SHOWN_FAILURES]
@@ -160,9 +170,29 @@ The workflow now, with the score {score}:
 
 Problems it gets wrong:
 {shown or "none"}
-
+{_partner(parent, experience)}
 Reply with <modification>one sentence that says what you change</modification>, then the whole new workflow as one JSON
 object with the keys "prompts" and "graph_code", as above."""
+
+
+def _partner(parent: Candidate, experience: Experience) -> str:
+    """The candidate that solves most of what the parent gets wrong, with some of these problems."""
+    found: list[tuple[list[str], Candidate]] = []
+    for one in experience.candidates if experience.feedback else ():
+        gaps = differences(one.scores, parent.scores)
+        solves = [task for task, gap in gaps.items() if gap >= 0.5 and task in experience.tasks]
+        if solves and one.number != parent.number and one.workflow is not None:
+            found.append((solves, one))
+    if not found:
+        return ""
+    solves, other = max(found, key=lambda one: (len(one[0]), -one[1].number))
+    texts = "\n".join(f"- {experience.tasks[task].question[:MAX_FAILURE_CHARS]}" for task in solves[:SHOWN_FAILURES])
+    return f"""
+Another workflow that was tried, which solves {len(solves)} problems that this one does not:
+{other.workflow}
+Some of them:
+{texts}
+"""
 
 
 def _without_tags(text: str) -> str:

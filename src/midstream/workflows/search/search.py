@@ -7,12 +7,13 @@ folder reads them and goes on; what it draws depends on the seed and the candida
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from midstream.core.errors import RunError
@@ -24,20 +25,16 @@ from midstream.workflows.hybrid import read_workflow, write_hybrid
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.problems import Problem, WorkflowError, errors
 from midstream.workflows.run.trace import WorkflowRun, known_sum
-from midstream.workflows.search.candidate import (
-    MAX_FAILURES,
-    Candidate,
-    Experience,
-    Failure,
-    failure,
-    known_workflows,
-)
+from midstream.workflows.search.candidate import MAX_FAILURES, Candidate, Experience, Failure, failure, kind_of
 from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.evaluation import Evaluation, WorkflowEvaluator
+from midstream.workflows.search.finals import Choice, choose, expected_tokens
 from midstream.workflows.search.proposals import SHOWN_FAILURES, Proposer
 from midstream.workflows.search.selection import selection
 
-LOG = "candidates.jsonl"
+LOG, CHOICE = "candidates.jsonl", "choice.json"
+MOST_CHOICE_SHARE = 0.3
+"""Share of the budget of tokens that the choice among finalists may take; with more, there are fewer finalists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +44,22 @@ class SearchResult:
     best: ir.Workflow
     candidate: Candidate
     candidates: tuple[Candidate, ...]
-    tokens: int
-    """Tokens of all evaluations and proposals, the choice among finalists included."""
+    final_score: float | None
+    """Mean score of the chosen one on the tasks of the choice alone, by which the search did not select it; None when
+    there was nothing to choose."""
+    tokens: int | None
+    """Of all proposals and evaluations, the choice among finalists and cached calls included; None when unknown. The
+    same holds for `cost_usd` and `model_calls`."""
     cost_usd: float | None
+    model_calls: int
+    seconds: float
+    """Time of all proposals and evaluations, added up also where they ran at once."""
     reason: str
 
 
 class WorkflowSearch:
-    """One search. `evaluator` scores candidates on validation; `proposer` makes them."""
+    """One search. `evaluator` scores candidates on validation; `proposer` makes them. Finalists are compared on
+    `final_tasks`; without any, on those of the evaluator with other seeds."""
 
     def __init__(
         self,
@@ -65,11 +70,17 @@ class WorkflowSearch:
         folder: Path | None = None,
         limits: WorkflowLimits | None = None,
         on_candidate: Callable[[Candidate], None] | None = None,
+        final_tasks: Sequence[Task] = (),
     ) -> None:
         self.settings = settings or SearchSettings()
         self._start, self._evaluator, self._proposer = start, evaluator, proposer
         self._folder, self._limits, self._on_candidate = folder, limits, on_candidate
         self._operators = evaluator.runner.operators
+        self._final = evaluator.on(
+            final_tasks or evaluator.tasks,
+            repeats=self.settings.final_repeats,
+            seed=derive_seed(self.settings.seed, "final"),
+        )
         self._selection = selection(self.settings.selection, self.settings.alpha, self.settings.lambda_)
         self.candidates: list[Candidate] = []
 
@@ -89,19 +100,25 @@ class WorkflowSearch:
             numbers = range(len(self.candidates), len(self.candidates) + count)
             for candidate in await asyncio.gather(*(self._next(number) for number in numbers)):
                 self._add(self._unless_known(candidate))
-        best, final = await self._chosen()
+        choice = await self._choice()
+        best = self.candidates[choice.chosen]
+        unknown = choice.tokens is None or any(one.unknown_tokens for one in self.candidates)
         return SearchResult(
             best=self._read(best),
             candidate=best,
             candidates=tuple(self.candidates),
-            tokens=self.tokens + sum(one.tokens or 0 for one in final),
-            cost_usd=known_sum([*(one.cost_usd for one in self.candidates), *(one.cost_usd for one in final)]),
+            final_score=choice.score,
+            tokens=None if unknown else self.tokens + (choice.tokens or 0),
+            cost_usd=known_sum([*(one.cost_usd for one in self.candidates), choice.cost_usd]),
+            model_calls=sum(one.model_calls for one in self.candidates) + choice.model_calls,
+            seconds=sum(one.seconds for one in self.candidates) + choice.seconds,
             reason=reason,
         )
 
     @property
     def tokens(self) -> int:
-        """Tokens used so far, cached ones included, so that a cache does not change what a search does."""
+        """Known tokens of the candidates so far, cached ones included, so that a cache does not change what a search
+        does."""
         return sum(one.tokens for one in self.candidates)
 
     def _ended(self) -> str:
@@ -111,7 +128,7 @@ class WorkflowSearch:
         if settings.most_tokens is not None:
             if any(one.unknown_tokens for one in self.candidates):
                 return "the tokens of a call are unknown, and the search has a limit of tokens"
-            if self.tokens >= settings.most_tokens:
+            if self.tokens + self._choice_tokens(self._finalists()) >= settings.most_tokens:
                 return f"{settings.most_tokens} tokens"
         if settings.most_cost_usd is not None:
             cost = known_sum(one.cost_usd for one in self.candidates)
@@ -126,78 +143,90 @@ class WorkflowSearch:
 
     async def _next(self, number: int) -> Candidate:
         seed = derive_seed(self.settings.seed, "candidate", number)
+        began = time.perf_counter()
+        feedback = self.settings.feedback
         parent = self.candidates[self._selection.select(self.candidates, random.Random(seed))]
+        shown = parent if feedback else replace(parent, score=None, scores={}, failures=())
+        experience = Experience(self.candidates, self._evaluator.tasks, feedback=feedback)
         workflow = self._read(parent)
-        proposal = await self._proposer.propose(
-            parent, workflow, Experience(self.candidates), _shown_failures(parent, seed), seed
-        )
+        proposal = await self._proposer.propose(shown, workflow, experience, _shown_failures(shown, seed), seed)
         candidate = Candidate(
             number=number,
             parent=parent.number,
             modification=proposal.modification,
+            edit=proposal.edit,
             workflow=None if proposal.workflow is None else write_hybrid(proposal.workflow),
             problems=proposal.problems,
             tokens=proposal.tokens,
             unknown_tokens=proposal.unknown_tokens,
             cost_usd=proposal.cost_usd,
+            model_calls=proposal.model_calls,
+            seconds=round(time.perf_counter() - began, 3),
         )
-        if proposal.workflow is None:
+        if proposal.workflow is None or candidate.workflow is None:
             return candidate
-        if proposal.workflow in known_workflows(self.candidates, self._read_text):
+        if experience.has(candidate.workflow):
             return replace(candidate, workflow=None, problems=("this workflow was tried already",))
         if problems := errors(self._problems(proposal.workflow)):
             return replace(candidate, workflow=None, problems=tuple(map(str, problems)))
-        best = max(_score(one) for one in self.candidates) if self.settings.stop_early else None
-        return await self._evaluated(candidate, proposal.workflow, best)
+        best = max(self._complete(), key=lambda one: (_score(one), -one.number))
+        return await self._evaluated(candidate, proposal.workflow, best.scores if self.settings.stop_early else None)
 
     def _unless_known(self, candidate: Candidate) -> Candidate:
         """A candidate that another one of the same batch equals keeps its costs and loses its score."""
-        known = known_workflows(self.candidates, self._read_text)
-        if candidate.workflow is None or self._read_text(candidate.workflow) not in known:
+        if candidate.workflow is None or not Experience(self.candidates).has(candidate.workflow):
             return candidate
-        return replace(candidate, workflow=None, score=None, problems=("this workflow was tried already",))
+        problems = ("this workflow was tried already",)
+        return replace(candidate, workflow=None, score=None, scores={}, problems=problems)
 
-    async def _evaluated(self, candidate: Candidate, workflow: ir.Workflow, to_beat: float | None) -> Candidate:
+    async def _evaluated(
+        self, candidate: Candidate, workflow: ir.Workflow, to_beat: Mapping[str, float] | None
+    ) -> Candidate:
         began = time.perf_counter()
         failures: list[Failure] = []
 
         def keep(task: Task, run: WorkflowRun, score: float | None) -> None:
             if score is not None and score < 0.5:
                 expected = str(task.answer) if isinstance(task.answer, str | int | float) else "passes hidden tests"
-                failures.append(failure(task.question, run.answer or run.error, expected))
+                failures.append(failure(task.question, run.answer or run.error, expected, kind_of(task)))
 
         evaluation = await self._evaluator.evaluate(workflow, to_beat=to_beat, on_run=keep)
-        kept = sorted(failures, key=lambda one: derive_seed(one.problem, one.answer))[:MAX_FAILURES]
-        candidate = replace(candidate, failures=tuple(kept))
+        candidate = replace(candidate, failures=tuple(_by_kind_in_turn(failures)[:MAX_FAILURES]))
         return _with_evaluation(candidate, evaluation, time.perf_counter() - began)
 
-    async def _chosen(self) -> tuple[Candidate, list[Evaluation]]:
-        """The best candidate, and the evaluations that the choice took: the `finalists` with the best means are
-        evaluated again with other seeds, so that luck alone does not choose."""
-        ranked = sorted(
-            (one for one in self.candidates if one.score is not None and not one.stopped),
-            key=lambda one: (-_score(one), one.number),
-        )[: max(1, self.settings.finalists)]
-        if len(ranked) < 2 or self.settings.final_repeats < 1:
-            return ranked[0], []
-        evaluator = self._evaluator
-        again = WorkflowEvaluator(
-            evaluator.runner,
-            evaluator.tasks,
-            repeats=self.settings.final_repeats,
-            batch=evaluator.batch,
-            seed=derive_seed(self.settings.seed, "final"),
-            grade=evaluator.grade,
-        )
-        best, best_score, made = ranked[0], -1.0, list[Evaluation]()
-        for one in ranked:
-            made.append(await again.evaluate(self._read(one)))
-            second = made[-1].score
-            first, weight = _score(one), evaluator.repeats
-            total = first if second is None else (first * weight + second * again.repeats) / (weight + again.repeats)
-            if total > best_score:
-                best, best_score = one, total
-        return best, made
+    def _complete(self) -> list[Candidate]:
+        """Candidates that were scored on all tasks."""
+        return [one for one in self.candidates if one.score is not None and not one.stopped]
+
+    def _finalists(self) -> list[Candidate]:
+        """The best candidates, as many as `settings` and the budget allow."""
+        ranked = sorted(self._complete(), key=lambda one: (-_score(one), one.number))
+        found = ranked[: max(1, self.settings.finalists)]
+        most = self.settings.most_tokens
+        while most is not None and len(found) > 1 and self._choice_tokens(found) > MOST_CHOICE_SHARE * most:
+            found.pop()
+        return found
+
+    def _choice_tokens(self, finalists: Sequence[Candidate]) -> float:
+        return expected_tokens(finalists, len(self._final.tasks), self.settings.final_repeats)
+
+    async def _choice(self) -> Choice:
+        """The choice among the finalists; the one in the folder, when it was among the same."""
+        finalists = self._finalists()
+        numbers = tuple(one.number for one in finalists)
+        path = None if self._folder is None else self._folder / CHOICE
+        if path is not None and path.exists():
+            with contextlib.suppress(ValueError, TypeError):
+                data = json.loads(path.read_text(encoding="utf-8"))
+                made = Choice(**{**data, "finalists": tuple(data["finalists"])})
+                if made.finalists == numbers:
+                    return made
+        if self.settings.final_repeats < 1:
+            return Choice(finalists=numbers, chosen=numbers[0])
+        choice = await choose(finalists, self._read, self._final, self._evaluator.repeats)
+        if path is not None:
+            path.write_text(json.dumps(asdict(choice)) + "\n", encoding="utf-8")
+        return choice
 
     def _add(self, candidate: Candidate) -> None:
         self.candidates.append(candidate)
@@ -236,8 +265,20 @@ class WorkflowSearch:
 
 
 def _shown_failures(candidate: Candidate, seed: int) -> list[Failure]:
+    """Some failures, of different kinds of problems as far as there are any."""
     failures = list(candidate.failures)
-    return random.Random(seed).sample(failures, min(SHOWN_FAILURES, len(failures)))
+    random.Random(seed).shuffle(failures)
+    return _by_kind_in_turn(failures)[:SHOWN_FAILURES]
+
+
+def _by_kind_in_turn(failures: Sequence[Failure]) -> list[Failure]:
+    """The failures, ordered so that each kind of problem comes up before any comes up again."""
+    count: dict[str, int] = {}
+    turns: list[tuple[int, int, Failure]] = []
+    for place, one in enumerate(failures):
+        count[one.kind] = count.get(one.kind, 0) + 1
+        turns.append((count[one.kind], place, one))
+    return [one for _, _, one in sorted(turns, key=lambda turn: turn[:2])]
 
 
 def _with_evaluation(candidate: Candidate, evaluation: Evaluation, seconds: float) -> Candidate:
@@ -246,14 +287,16 @@ def _with_evaluation(candidate: Candidate, evaluation: Evaluation, seconds: floa
     return replace(
         candidate,
         score=evaluation.score,
+        scores=evaluation.by_task,
         low=low,
         high=high,
         stopped=evaluation.stopped,
         tokens=candidate.tokens + sum(known),
         unknown_tokens=candidate.unknown_tokens or len(known) < len(evaluation.outcomes),
+        run_tokens=sum(known) / max(1, len(known)),
         cost_usd=known_sum((candidate.cost_usd, evaluation.cost_usd)),
-        model_calls=evaluation.model_calls,
-        seconds=round(seconds, 3),
+        model_calls=candidate.model_calls + evaluation.model_calls,
+        seconds=round(candidate.seconds + seconds, 3),
     )
 
 

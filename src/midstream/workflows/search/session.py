@@ -10,7 +10,7 @@ from pathlib import Path
 from midstream.core.errors import ConfigError
 from midstream.core.types import Task
 from midstream.tasks import load_tasks
-from midstream.tasks.taskset import check, take
+from midstream.tasks.taskset import TaskSet, check, take
 from midstream.workflows import ir
 from midstream.workflows.cache import ResponseCache
 from midstream.workflows.config import WorkflowConfig
@@ -22,6 +22,7 @@ from midstream.workflows.run.runner import WorkflowRunner
 from midstream.workflows.search.candidate import Candidate
 from midstream.workflows.search.comparison import Comparison, Entry, compare
 from midstream.workflows.search.evaluation import WorkflowEvaluator
+from midstream.workflows.search.guided import GuidedProposer, JoiningProposer
 from midstream.workflows.search.made import Made, read_made
 from midstream.workflows.search.prompts import PromptResult, optimise_prompts
 from midstream.workflows.search.proposals import ModelProposer, Proposer, RandomProposer
@@ -44,27 +45,43 @@ async def run_search(
     tasks = load_tasks(config.tasks)
     check(tasks, ["val"])
     async with open_runner(config, models) as (runner, opened):
-        evaluator = WorkflowEvaluator(
-            runner, take(tasks, "val", config.val_tasks), repeats=config.search.repeats, seed=config.search.seed
-        )
+        val, final = validation_tasks(config, tasks)
+        evaluator = WorkflowEvaluator(runner, val, repeats=config.search.repeats, seed=config.search.seed)
         operators = config.operator_set.offered(runner.provided)
-        proposer: Proposer = RandomProposer(operators, config.limits)
+        proposer: Proposer
         if config.optimizer is not None:
             kind, model = "/".join(tasks.kinds), opened[config.optimizer]
             proposer = ModelProposer(model, operators, config.limits, kind=kind, models=runner.models)
+        elif config.search.feedback:
+            proposer = GuidedProposer(operators, config.limits)
+        else:
+            proposer = RandomProposer(operators, config.limits)
+        if config.search.feedback:
+            proposer = JoiningProposer(proposer, operators, config.limits)
         start = load_workflow(config.start, operators, config.limits)
-        search = WorkflowSearch(start, evaluator, proposer, config.search, config.folder, config.limits, on_candidate)
+        search = WorkflowSearch(
+            start, evaluator, proposer, config.search, config.folder, config.limits, on_candidate, final
+        )
         result = await search.run()
     made = Made(
         how=f"search ({config.search.selection}), {len(result.candidates)} candidates",
         tokens=result.tokens,
         cost_usd=result.cost_usd,
-        model_calls=sum(one.model_calls for one in result.candidates),
-        seconds=sum(one.seconds for one in result.candidates),  # those before an interruption too
-        val_score=result.candidate.score,
+        model_calls=result.model_calls,
+        seconds=result.seconds,
+        val_score=result.candidate.score if result.final_score is None else result.final_score,
     )
     _write(result.best, made, config.folder / BEST)
     return result
+
+
+def validation_tasks(config: WorkflowConfig, tasks: TaskSet) -> tuple[list[Task], list[Task]]:
+    """The validation tasks of a search, and those of the choice among its finalists: others as far as there are any,
+    then the first ones again, whose runs then have other seeds."""
+    count = config.val_tasks if config.final_tasks is None else config.final_tasks
+    found = take(tasks, "val", config.val_tasks + count)
+    val, final = found[: config.val_tasks], found[config.val_tasks :]
+    return val, [*final, *val][:count]
 
 
 async def run_prompts(config: WorkflowConfig, models: Mapping[str, Model] | None = None) -> PromptResult:
