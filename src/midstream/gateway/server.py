@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -14,6 +13,7 @@ import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
 from midstream.core.errors import UserError
+from midstream.core.garbage import rare_collections
 from midstream.gateway.http.app import make_app
 from midstream.gateway.http.protocol import BoundedHead
 from midstream.gateway.service import Gateway
@@ -60,11 +60,10 @@ async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[
 
     for number in ends:
         loop.add_signal_handler(number, stop)
-    gc.collect()
-    gc.freeze()  # loaded modules stay: scanning them in each collection would delay calls
-    async with serving(gateway, listening) as url:
-        on_ready(url)
-        await stopped.wait()
+    with rare_collections():  # a long one would delay calls
+        async with serving(gateway, listening) as url:
+            on_ready(url)
+            await stopped.wait()
 
 
 def run(program: Coroutine[Any, Any, None]) -> None:

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from midstream.core.garbage import rare_collections
 from midstream.core.types import Trajectory
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.worker import AgentFlowWorker
+
+RunOne = Callable[[Attempt], Coroutine[Any, Any, Trajectory]]
 
 
 class AgentFlowManager:
@@ -41,16 +44,21 @@ class AgentFlowManager:
                 on_done(trajectory)
             return trajectory
 
-        if self._in_order:
-            done: list[Trajectory] = []
-            for start in range(0, len(attempts), self._concurrency):
-                cohort = attempts[start : start + self._concurrency]
-                # All join before any starts, because the engine waits for every member of a cohort.
-                for attempt in cohort:
-                    for engine in self._worker.engines:
-                        engine.join(attempt.uid)
-                done += await _gather([one(attempt) for attempt in cohort])
-            return done
+        with rare_collections():
+            return await (self._cohorts if self._in_order else self._when_free)(attempts, one)
+
+    async def _cohorts(self, attempts: Sequence[Attempt], one: RunOne) -> list[Trajectory]:
+        done: list[Trajectory] = []
+        for start in range(0, len(attempts), self._concurrency):
+            cohort = attempts[start : start + self._concurrency]
+            # All join before any starts, because the engine waits for every member of a cohort.
+            for attempt in cohort:
+                for engine in self._worker.engines:
+                    engine.join(attempt.uid)
+            done += await _gather([one(attempt) for attempt in cohort])
+        return done
+
+    async def _when_free(self, attempts: Sequence[Attempt], one: RunOne) -> list[Trajectory]:
         free = asyncio.Semaphore(self._concurrency)
 
         async def when_free(attempt: Attempt) -> Trajectory:
