@@ -160,7 +160,7 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 	@touch $(ENVIRONMENTS)/.ready
 
 test-environments: $(ENVIRONMENTS)/.ready
-	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
+	$(ENVIRONMENTS)/bin/python -m pytest -m environments --timeout 1800 tests/environments $(ARGS)
 
 # verifiers needs mcp 2, and OpenEnv mcp 1.
 EXTRAS_openenv := train,gateway,openenv
