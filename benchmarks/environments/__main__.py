@@ -1,11 +1,9 @@
 """Trains SmolLM2 on environments of other projects, unchanged, with reinforcement learning only: 20 steps each.
 
-    .venv-environments/bin/python -m benchmarks.environments reasoning_gym --run-dir runs/reasoning_gym
-    .venv-verifiers/bin/python -m benchmarks.environments verifiers --run-dir runs/verifiers
+    make bench-environments
 
-`make test-environments` and `make test-verifiers` create these virtual environments. `verifiers` trains on `echo_v1`, a
-taskset in the source distribution of the installed verifiers, which pip downloads. Prints the mean reward of each step,
-and a table of greedy evaluations on test tasks. A run that was interrupted is resumed.
+`verifiers` trains on `echo_v1`, a taskset in the source distribution of the installed verifiers, which pip downloads.
+Prints the mean reward of each step, and a table of greedy evaluations on test tasks. An interrupted run is resumed.
 """
 
 from __future__ import annotations
