@@ -28,7 +28,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-react bench-team bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-react bench-environments bench-team bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -53,6 +53,7 @@ help:
 	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-plans  a durable plan node compared with LangGraph and DBOS; installs them into $(DURABLE)"
 	@echo "make bench-react       train configs/react.yaml with three seeds, and evaluate without each tool; half an hour"
+	@echo "make bench-environments  train SmolLM2 on environments of reasoning-gym and verifiers, 20 steps each; a quarter of an hour"
 	@echo "make bench-team        compare credit per role with shared credit on a team of two; half an hour"
 	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
@@ -160,7 +161,7 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 	@touch $(ENVIRONMENTS)/.ready
 
 test-environments: $(ENVIRONMENTS)/.ready
-	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
+	$(ENVIRONMENTS)/bin/python -m pytest -m environments --timeout 1800 tests/environments $(ARGS)
 
 # verifiers needs mcp 2, and OpenEnv mcp 1.
 EXTRAS_openenv := train,gateway,openenv
@@ -227,6 +228,12 @@ bench-sandbox: $(READY) bubblewrap
 
 bench-react: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.learning $(ARGS)
+
+# The weights are in a package of .venv, and the runs need only the cached model.
+bench-environments: $(READY) $(ENVIRONMENTS)/.ready $(VERIFIERS)/.ready
+	$(BIN)/python -c 'from midstream.engines.models import resolve; resolve("smollm2-135m")'
+	$(ENVIRONMENTS)/bin/python -m benchmarks.environments reasoning_gym --run-dir runs/environments/reasoning_gym
+	$(VERIFIERS)/bin/python -m benchmarks.environments verifiers --run-dir runs/environments/verifiers
 
 bench-team: $(READY)
 	$(BIN)/python benchmarks/team.py run --out runs/team.jsonl
