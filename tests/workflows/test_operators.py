@@ -122,10 +122,15 @@ def test_programmer_tries_again_with_the_error_three_times_in_all() -> None:
     assert record == {"code": "", "output": "Error: no code was written", "success": False}
 
 
+def finished(code: str) -> Result:
+    """Code that ran to its end: the value is that of its last line."""
+    return Result("ok", value=code.rstrip().rpartition("\n")[2])
+
+
 def test_test_sees_public_tests_only_and_repairs_in_the_sandbox() -> None:
     def answer(code: str) -> Result:
         wrong = "a - b" in code and "assert add" in code
-        return Result("error", stderr="AssertionError") if wrong else Result("ok")
+        return Result("error", stderr="AssertionError") if wrong else finished(code)
 
     sandbox = FakeSandbox(answer)
     given = WorkflowInput(problem="p", entry_point="add", public_tests=("assert add(1, 2) == 3",))
@@ -139,7 +144,7 @@ def test_test_sees_public_tests_only_and_repairs_in_the_sandbox() -> None:
 
 
 def test_test_without_public_tests_says_so() -> None:
-    sandbox = FakeSandbox(lambda code: Result("ok"))
+    sandbox = FakeSandbox(finished)
     arguments = {"problem": "p", "solution": "def add(a, b):\n    return 1", "entry_point": "add"}
     record, model, run = call("Test", "", arguments, sandbox=sandbox)
     assert record["result"] is True and not model.asked and "no public tests" in run.nodes[0].issues[0]
@@ -150,6 +155,9 @@ def test_code_runs_in_the_real_sandbox() -> None:
     arguments = {"problem": "p", "solution": "MARK = 1\ndef f(x):\n    return x * 2", "entry_point": "f"}
     record, _, _ = call("Test", "", arguments, given=given)
     assert record["result"] is True and "MARK" not in os.environ
+    leaves = {**arguments, "solution": "import sys\ndef f(x):\n    sys.exit(0)", "test_loop": 0}
+    record, _, _ = call("Test", "", leaves, given=given)
+    assert record["result"] is False
     record, _, _ = call("Programmer", SOLVE, {"problem": "p"})
     assert record["output"] == "42"
 
