@@ -82,8 +82,8 @@ def training() -> dict[str, Any]:
         reward={"components": {"handled": 1.0}, "success": "handled"},
         rollout={"tasks_per_step": 16, "group_size": 2},
         algorithm={"name": "reinforce", "kl": {"coef": 0.0}},
-        optimizer={"lr": 5e-4},
-        trainer={"max_steps": 18, "eval_every": 0, "test_tasks": 48},
+        optimizer={"lr": 7e-4, "warmup_steps": 3},
+        trainer={"max_steps": 14, "eval_every": 0, "test_tasks": 48},
     )
 
 
