@@ -339,7 +339,8 @@ class _LinePrinter:
             self._print_failures(row)
 
     def on_eval(self, row: dict[str, Any]) -> None:
-        print(f"{row['label']} ({row['split']}, n = {row['n']}): success {row['success']:.0%}", flush=True)
+        interval = f"95 % interval {row['low']:.0%} to {row['high']:.0%}"
+        print(f"{row['label']} ({row['split']}, n = {row['n']}): success {row['success']:.0%}, {interval}", flush=True)
         self._print_failures(row)
 
     def _print_failures(self, row: dict[str, Any]) -> None:

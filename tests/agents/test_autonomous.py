@@ -61,6 +61,29 @@ def test_tasks_are_listed_done_and_shown(run) -> None:
     assert all(step.parent == step.step_index - 1 for step in made.steps[1:])
 
 
+def test_without_thoughts_nothing_but_actions_is_asked_for(run) -> None:
+    settings = {"thoughts": False, "ends": [], "stop_after": ["echo"], "stall_after": 1}
+    call = json.dumps({"tool": "calculator", "args": {"expression": "2 * 3"}})
+    made = run(call, call, json.dumps({"tool": "echo", "args": {"text": "6"}}), settings=settings)
+    assert ended(made) == ("stopped", "6", 3)
+    system, *shown = (made.steps[0].messages[0]["content"], *(step.messages[-1]["content"] for step in made.steps))
+    assert system.startswith('Reach the goal. Each turn, write one JSON object:\n{"tool": "NAME", "args": {...}}\nText')
+    assert shown[0] == "Goal: What is 2 * 3?\n[turn 1/16]"
+    assert shown[2].endswith("[stalled] Nothing new came of the last 1 turns. Try another way.\n[turn 3/16]")
+    once = run(json.dumps({"tool": "echo", "args": {"text": "6"}}), settings={**settings, "max_turns": 1})
+    assert once.steps[0].messages[-1]["content"] == "Goal: What is 2 * 3?"
+    limited = run(call, settings={**settings, "max_turns": 1}, max_tool_calls=4)
+    assert limited.steps[0].messages[-1]["content"].endswith("\n[turn 1/1, calls left: 4]")
+
+
+def test_own_instructions_replace_the_system_prompt(run) -> None:
+    made = run(turn(finish="6"), settings={"instructions": "Compute.\n{tools}\n{actions}", "ends": ["finish"]})
+    first, *cards, tool, finish = made.steps[0].messages[0]["content"].splitlines()
+    assert first == "Compute." and [card.partition("(")[0] for card in cards] == ["calculator", "echo"]
+    assert tool.endswith('"tool": "NAME", "args": {...}}')
+    assert finish == '{"thought": "...", "done": [2], "finish": "the answer"}'
+
+
 def test_an_answer_with_open_tasks_is_questioned_once(run) -> None:
     made = run(turn(add=["look"]), turn(finish="6"), turn(finish="7"))
     assert ended(made) == ("finished", "7", 3)

@@ -96,6 +96,23 @@ def test_a_chain_runs_step_by_step_and_results_fill_later_steps(run) -> None:
     assert made.metadata["states"] == dict.fromkeys("abc", "succeeded")
 
 
+def test_steps_without_ids_are_numbered_also_in_a_revision(run) -> None:
+    steps = [{"tool": "note", "args": {"what": what}} for what in ("one", "bad")]
+    made = run({"planner": [plan(*steps), plan({"tool": "note", "args": {"what": "{s1}, two"}})]})
+    assert (outcome(made), made.answer) == ("answered", "noted noted one, two")
+    system, asked = made.steps[0].messages[0]["content"], made.steps[1].messages[-1]["content"]
+    assert '{"tool": "TOOL", "args": {...}}' in system and "{s1} stands for the result of step 1" in system
+    assert asked.endswith("[plan] Write only the steps that are left, step 2 and later.")
+    assert [step["id"] for step in made.metadata["plan"]] == ["s1", "s2"]
+
+
+def test_own_instructions_replace_the_planners_system_prompt(run) -> None:
+    made = run({"planner": plan(call("a"))}, settings={"instructions": "Plan.\n{steps}\n{tools}", "strategy": "graph"})
+    first, step, *cards = made.steps[0].messages[0]["content"].splitlines()
+    assert (first, step) == ("Plan.", 'A step that calls a tool: {"id": "NAME", "tool": "TOOL", "args": {...}}')
+    assert [card.partition("(")[0] for card in cards] == ["calculator", "note", "erase"]
+
+
 def test_a_plan_that_cannot_be_read_is_repaired_with_the_reason(run) -> None:
     bad = plan(call("a", tool="calculater"), call("a", "{z}"), {"id": "9"})
     made = run({"planner": ["no plan", bad, plan(call("a"))]})
@@ -296,6 +313,19 @@ def test_the_schema_accepts_what_can_be_read_and_nothing_else() -> None:
     assert validator.is_valid({"steps": good})
     for bad in ([], [call("a", tool="other")], [{"id": "A", "task": "x"}], good * 2, [{**good[0], "join": "most"}]):
         assert not validator.is_valid({"steps": bad})
+
+
+def test_the_schema_of_a_chain_has_no_ids_and_results_stand_for_any_argument() -> None:
+    multiply = {one.name: one for one in load_tools(("multiply",))}["multiply"]
+    validator = Draft202012Validator(steps_schema([multiply], "chain", False, 2))
+    first, second = multiply.parameters["properties"]
+
+    def valid(value: Any, **more: Any) -> bool:
+        step = {**more, "tool": "multiply", "args": {first: value, second: 2}}
+        return validator.is_valid({"steps": [step]})
+
+    assert valid(3) and valid("{s1}")
+    assert not valid("three") and not valid("3 {s1}") and not valid(3, id="a")
 
 
 def test_compiled_steps_are_a_plan_with_dependencies() -> None:

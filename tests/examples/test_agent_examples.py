@@ -7,11 +7,13 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmarks.agent_examples import difference
 
 import midstream as ms
 from midstream.core.types import Task, Trajectory
@@ -31,7 +33,7 @@ def call(tool: str, **args: Any) -> str:
 
 
 def plan(*calls: str) -> str:
-    return json.dumps({"steps": [{"id": f"s{place}", **json.loads(one)} for place, one in enumerate(calls)]})
+    return json.dumps({"steps": [json.loads(one) for one in calls]})
 
 
 def service(module: ModuleType, task: Task) -> str:
@@ -40,8 +42,8 @@ def service(module: ModuleType, task: Task) -> str:
 
 
 def news(module: ModuleType, task: Task) -> str:
-    filed = call("file_as", sentiment=task.answer.removeprefix("alert: "))
-    return plan(filed, call("alert", sentiment="{s0}")) if task.answer.startswith("alert") else plan(filed)
+    filed = call("file_as", sentiment=task.answer)
+    return plan(filed, call("alert")) if task.answer == "bad" else plan(filed)
 
 
 def books(module: ModuleType, task: Task) -> str:
@@ -52,7 +54,7 @@ RIGHT = {"customer_service": service, "news_alert": news, "recommender": books}
 WRONG = {
     "customer_service": call("answer_with", topic="invoice"),
     "news_alert": "no plan",
-    "recommender": call("about", title="Tides"),
+    "recommender": call("recommend", title="Waves"),
 }
 
 
@@ -83,13 +85,28 @@ def reward_of(module: ModuleType, task: Task, made: Trajectory) -> float:
 def test_the_right_decisions_are_rewarded_and_wrong_ones_are_not(
     example: ModuleType, tiny_tokenizer: ChatTokenizer
 ) -> None:
-    tasks = {task.id: task for task in tasks_of(example, "test", 6)}
+    tasks = {task.id: task for task in tasks_of(example, "test", 12)}
     right = {uid: RIGHT[example.__name__](example, task) for uid, task in tasks.items()}
     for made, task in zip(attempted(example, tasks, right, tiny_tokenizer), tasks.values(), strict=True):
         assert reward_of(example, task, made) > 0.9, (made.answer, task.answer)
     wrong = dict.fromkeys(tasks, WRONG[example.__name__])
     for made, task in zip(attempted(example, tasks, wrong, tiny_tokenizer), tasks.values(), strict=True):
-        assert reward_of(example, task, made) <= 0.3
+        assert reward_of(example, task, made) == 0.0
+
+
+def test_half_of_the_right_plan_is_rewarded_by_half(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: ChatTokenizer
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("news_alert")
+    tasks = {task.answer: task for task in tasks_of(example, "test", 12)}
+    filed = {sentiment: call("file_as", sentiment=sentiment) for sentiment in tasks}
+    wrong = {"bad": plan(filed["bad"]), "good": plan(filed["good"], call("alert")), "neutral": plan(call("alert"))}
+    rewards = [
+        reward_of(example, tasks[sentiment], made)
+        for sentiment, made in zip(tasks, attempted(example, tasks, wrong, tiny_tokenizer), strict=True)
+    ]
+    assert dict(zip(tasks, rewards, strict=True)) == {"bad": 0.5, "good": 0.5, "neutral": 0.0}
 
 
 def tasks_of(module: ModuleType, split: str, most: int) -> list[Task]:
@@ -98,7 +115,33 @@ def tasks_of(module: ModuleType, split: str, most: int) -> list[Task]:
     return take(getattr(module, source.type)(0), split, most)
 
 
-def test_it_is_short_and_its_splits_do_not_overlap(example: ModuleType) -> None:
-    assert len((EXAMPLES / f"{example.__name__}.py").read_text().splitlines()) < 80
-    prompts = {split: {task.prompt for task in tasks_of(example, split, 100)} for split in ("train", "test")}
-    assert prompts["test"] and prompts["train"] and not prompts["test"] & prompts["train"]
+def test_it_is_short_and_what_is_held_out_occurs_in_no_training_task_and_no_example(example: ModuleType) -> None:
+    assert len((EXAMPLES / f"{example.__name__}.py").read_text().splitlines()) < 100
+    tasks = {split: tasks_of(example, split, 500) for split in ("train", "val", "test")}
+    about = {split: {task.metadata["about"] for task in these} for split, these in tasks.items()}
+    assert len(tasks["test"]) == 48
+    for one, other in combinations(about, 2):
+        assert not about[one] & about[other]
+    seen = " ".join([str(getattr(example, "EXAMPLES", "")), *(str(task.prompt) for task in tasks["train"])])
+    assert not [name for name in about["test"] if f" {name} " in seen]
+
+
+def test_it_trains_an_adapter_and_evaluates_before_and_after(example: ModuleType, tmp_path: Path) -> None:
+    config = ms.load_config(example.training())
+    assert config.policy.model == "smollm2-135m" and config.policy.tuning == "lora"
+    small = ["policy.model=tiny", "policy.lora.last_layers=1", "rollout.tasks_per_step=2", "rollout.group_size=2"]
+    steps = ["trainer.max_steps=1", "trainer.test_tasks=2", f"trainer.run_dir={tmp_path / 'run'}"]
+    assert ms.train(ms.load_config(example.training(), [*small, *steps])).status == "finished"
+    evals = [json.loads(line) for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
+    assert [(row["label"], row["split"], row["n"], row["failed"]) for row in evals] == [
+        ("base", "test", 2, 0.0),
+        ("final", "test", 2, 0.0),
+    ]
+
+
+def test_the_table_of_the_examples_compares_before_and_after_by_task() -> None:
+    before, after = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
+    alike = difference(before, after, {"a": "x", "b": "x", "c": "y", "d": "y"})
+    assert (alike.low, alike.high) == (0.0, 1.0)
+    swapped = {task: 1.0 - value for task, value in before.items()}
+    assert difference(before, swapped, dict.fromkeys("abcd", "x")) == (0.0, 0.0)

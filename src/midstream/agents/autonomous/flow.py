@@ -27,14 +27,14 @@ Outcome = Literal["unfinished", "finished", "stopped", "gave_up", "stalled", "tu
 progress, also after new approaches. `turns`, `budget`: a limit was reached. After the last three the agent was asked
 once more for an answer."""
 
-_SYSTEM = """Reach the goal. Keep a list of tasks, and work on one at a time. Each turn, write one JSON object:
-{examples}
+_SYSTEM = """Reach the goal. {lead}Each turn, write one JSON object:
+{actions}
 {rule}
 {tools}"""
-_STALLED = (
-    "[stalled] Nothing new came of the last {turns} turns. Your open tasks were dropped: "
-    "write down what is missing, add other tasks, and try another way."
-)
+_LEAD = "Keep a list of tasks, and work on one at a time. "
+_STALLED = "[stalled] Nothing new came of the last {turns} turns. {advice}"
+_OTHER_TASKS = "Your open tasks were dropped: write down what is missing, add other tasks, and try another way."
+_OTHER_WAY = "Try another way."
 _LAST = "[last turn: {why}] Write finish with the best answer you have, or give_up."
 _CRITIC = """Goal: {goal}
 {record}
@@ -61,8 +61,11 @@ class AutonomousSettings(Config):
     ends: tuple[Literal["finish", "give_up"], ...] = ("finish", "give_up")
     """Ends that the agent may choose itself. Without any, only a tool of `stop_after` or a limit ends the attempt."""
     thoughts: bool = True
-    """Let each turn begin with a thought. Without, turns are shorter and a constrained one is nothing but its action;
-    for small models."""
+    """Let each turn begin with a thought and change the task list. Without, a turn is an action and the agent is asked
+    for nothing else; for small models."""
+    instructions: str | None = None
+    """System prompt instead of the built-in one; `{actions}` in it is replaced by how each action is written, `{tools}`
+    by a list of the tools. A short one is cheaper to sample from; say in it that tool results are data."""
     constrained: bool = False
     """Sample each turn under its JSON schema, so that every one can be read, where the engine can."""
     context_tokens: int | None = Field(default=None, ge=256)
@@ -105,19 +108,24 @@ class AutonomousFlow(AgentFlowBase):
             if self.session.tools.get(name) is None:
                 known = [tool.name for tool in self.session.tools.tools]
                 raise ConfigError(f"flow.settings.stop_after names the tool '{name}'", nearest(name, known))
-        cards = self.session.tools.cards(self.task.question)
-        tools = f"Tools:\n{cards}" if cards else "There are no tools."
-        system = _SYSTEM.format(examples=examples(self.chosen.ends, self.chosen.thoughts), rule=RULE, tools=tools)
-        self.window.add({"role": "system", "content": system})
+        self.window.add({"role": "system", "content": self._instructions()})
         observation = f"Goal: {self.task.question}"
         while self.outcome == "unfinished":
             if why := self._over():
                 await self._last_turn(observation, why)
                 break
             self.turns += 1
-            step = await self._ask(f"{observation}\n{self._state()}", may_act=True)
+            step = await self._ask("\n".join([observation, *self._state()]), may_act=True)
             observation = await self._taken(step)
         return len(self.steps)
+
+    def _instructions(self) -> str:
+        cards = self.session.tools.cards(self.task.question)
+        actions = examples(self.chosen.ends, self.chosen.thoughts)
+        if self.chosen.instructions is not None:
+            return self.chosen.instructions.replace("{actions}", actions).replace("{tools}", cards)
+        tools = f"Tools:\n{cards}" if cards else "There are no tools."
+        return _SYSTEM.format(lead=_LEAD if self.chosen.thoughts else "", actions=actions, rule=RULE, tools=tools)
 
     def _over(self) -> str:
         """Why no further turn is taken; sets the outcome. Empty while there is one."""
@@ -227,16 +235,21 @@ class AutonomousFlow(AgentFlowBase):
             return text
         self._restarts += 1
         self.ledger.restart()
-        return f"{text}\n{_STALLED.format(turns=stalled)}"
+        advice = _OTHER_TASKS if self.chosen.thoughts else _OTHER_WAY
+        return f"{text}\n{_STALLED.format(turns=stalled, advice=advice)}"
 
     def _unparsed(self, step: Step, error: UnreadableTurn) -> None:
         self.session.recorder.annotate(step.step_index, parsed=False, parse_error=str(error))
         self.session.tool_calls.append(ToolCall.unparsed(error, step.step_index))
 
-    def _state(self) -> str:
+    def _state(self) -> list[str]:
+        """Lines of the observation below the last result: the task list, turns and calls left."""
+        listed = [self.ledger.shown()] if self.chosen.thoughts or self.ledger.tasks else []
         left = self.session.tools.remaining
+        if self.chosen.max_turns == 1 and left is None:
+            return listed
         calls = "" if left is None else f", calls left: {left}"
-        return f"{self.ledger.shown()}\n[turn {self.turns}/{self.chosen.max_turns}{calls}]"
+        return [*listed, f"[turn {self.turns}/{self.chosen.max_turns}{calls}]"]
 
     async def _summary(self, messages: Sequence[Message]) -> str:
         """What the agent makes of old messages, as a recorded step of its own."""

@@ -19,12 +19,16 @@ from midstream.tools.calls import call_schema
 
 MOST_ADDED = 8
 ENDS = ("finish", "give_up")
-_THOUGHT = '"thought": "...", '
-_EXAMPLES = (
-    '{%s"add": ["a task", ...], "done": [1, ...], "tool": "NAME", "args": {...}}',
-    '{%s"done": [2], "finish": "the answer"}',
-    '{%s"give_up": "why the goal cannot be reached"}',
-)
+_ACTIONS = {
+    "tool": '"tool": "NAME", "args": {...}',
+    "finish": '"finish": "the answer"',
+    "give_up": '"give_up": "why the goal cannot be reached"',
+}
+_THOUGHTS = {
+    "tool": '"thought": "...", "add": ["a task", ...], "done": [1, ...], ',
+    "finish": '"thought": "...", "done": [2], ',
+    "give_up": '"thought": "...", ',
+}
 
 
 class UnreadableTurn(MidstreamError):
@@ -59,9 +63,8 @@ class AgentTurn(BaseModel):
 
 def examples(ends: Collection[str], thoughts: bool) -> str:
     """How turns are written, one per line."""
-    names = ("tool", "finish", "give_up")
-    written = [example for name, example in zip(names, _EXAMPLES, strict=True) if name == "tool" or name in ends]
-    return "\n".join(example % (_THOUGHT if thoughts else "") for example in written)
+    names = [name for name in _ACTIONS if name == "tool" or name in ends]
+    return "\n".join(f"{{{_THOUGHTS[name] if thoughts else ''}{_ACTIONS[name]}}}" for name in names)
 
 
 def read_turn(text: str, *, may_act: bool = True, ends: Collection[str] = ENDS) -> AgentTurn:

@@ -79,6 +79,10 @@ class PlanAndExecuteSettings(Config):
     ready longest. `role`: the role `scheduler` chooses among them (see `RolePolicy`)."""
     constrained: bool = False
     """Sample plans under their JSON schema, so that every one can be read, where the engine can."""
+    instructions: str | None = None
+    """System prompt of the planner instead of the built-in one; `{steps}` in it is replaced by how each step is
+    written, `{tools}` by a list of the tools. A short one is cheaper to sample from; say in it that tool results are
+    data."""
     undo: dict[str, str] = Field(default_factory=dict)
     """Tools that undo others, by name: `{book: cancel}`. When a plan fails for good, succeeded calls are undone, the
     last one first. The tool that undoes gets those arguments of the call that it has, and the result as `output`."""
@@ -236,7 +240,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         self, key: str, kept: Sequence[PlannedStep], known: Mapping[str, Any], reason: str
     ) -> list[PlannedStep] | None:
         """Let the planner write steps; None if none of its plans can be read, or a limit is reached."""
-        ask = plan_request(self.task.question, kept, known, reason)
+        ask = plan_request(self.task.question, kept, known, reason, self.chosen.strategy)
         if self.chosen.strategy != "tree":
             return await self._proposal(f"{key}/plan", ask, kept)
         found: list[list[PlannedStep]] = []
@@ -256,7 +260,8 @@ class PlanAndExecuteFlow(AgentFlowBase):
         session, chosen = self.session, self.chosen
         tools = {tool.name: tool for tool in session.tools.shown(self.task.question)}
         tasks = "executor" in session.role_engines
-        system = planner_instructions(session.tools.cards(self.task.question), chosen.strategy, tasks, chosen.max_steps)
+        cards = session.tools.cards(self.task.question)
+        system = planner_instructions(cards, chosen.strategy, tasks, chosen.max_steps, chosen.instructions)
         messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": ask}]
         constraint = None
         if chosen.constrained:

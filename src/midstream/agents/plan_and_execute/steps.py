@@ -1,10 +1,11 @@
 """What a planner writes: a short JSON list of steps, checked with messages it can act on, and compiled to a `Plan`.
 
-    {"steps": [{"id": "price", "tool": "search", "args": {"query": "price of tea"}},
-               {"id": "total", "tool": "calculator", "args": {"expression": "3 * {price}"}}]}
+    {"steps": [{"tool": "search", "args": {"query": "price of tea"}},
+               {"tool": "calculator", "args": {"expression": "3 * {s1}"}}]}
 
-A step calls a tool, or gives the executor a `task`. `{id}` in its texts stands for the result of that step. In a chain
-each step follows the one before; in a graph `needs` and the results it uses say what it waits for.
+A step calls a tool, or gives the executor a `task`. `{id}` in its texts stands for the result of that step. The ids of
+steps that have none are `s1`, `s2` and so on, by their place. In a chain each step follows the one before; in a graph
+`needs` and the results it uses say what it waits for.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def read_steps(
     if problem := _not_plain(found):
         raise UnreadablePlan(problem)
     try:
-        steps = _Steps.model_validate(found).steps
+        steps = _Steps.model_validate(_numbered(found, len(done) + 1)).steps
     except ValidationError as error:
         raise UnreadablePlan("; ".join(_explained(item) for item in error.errors()[:4])) from None
     problems = list(_problems(steps, tools, strategy, tasks, most, done))
@@ -107,6 +108,17 @@ def _not_plain(found: Any) -> str:
             return ""
         level = inner
     return f"lists and objects are nested more than {DEEPEST} deep"
+
+
+def _numbered(plan: Mapping[str, Any], first: int) -> dict[str, Any]:
+    """`plan`, its steps without an id called by their place; the first one has the number `first`."""
+    steps = plan.get("steps")
+    if not isinstance(steps, list):
+        return dict(plan)
+    named = [
+        {"id": f"s{number}", **step} if isinstance(step, dict) else step for number, step in enumerate(steps, first)
+    ]
+    return {**plan, "steps": named}
 
 
 def _explained(error: Any) -> str:
@@ -291,18 +303,21 @@ def filled(step: PlannedStep, given: Mapping[str, Any], tool: ToolSpec | None = 
 
 
 def steps_schema(tools: Sequence[ToolSpec], strategy: Strategy, tasks: bool, most: int) -> dict[str, Any]:
-    """JSON schema of a plan, for constrained sampling. An argument may also be a text, such as `{id}`."""
+    """JSON schema of a plan, for constrained sampling. Any argument may be `{id}`. Only steps of a graph have ids."""
     definitions: dict[str, Any] = {}
     options: list[dict[str, Any]] = []
+    name: dict[str, Any] = {}
     more: dict[str, Any] = {}
     if strategy == "graph":
+        name = {"id": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,15}$"}}
         more = {"needs": {"type": "array", "items": {"type": "string"}}}
     for tool in tools:
         schema = hoisted(tool.parameters, tool.name, definitions)
-        properties = {name: _or_text(one) for name, one in schema.get("properties", {}).items()}
-        options.append(_object({"tool": {"const": tool.name}, "args": {**schema, "properties": properties}}, more))
+        properties = {key: _or_result(one) for key, one in schema.get("properties", {}).items()}
+        call = {"tool": {"const": tool.name}, "args": {**schema, "properties": properties}}
+        options.append(_object({**name, **call}, more))
     if tasks:
-        options.append(_object({"task": {"type": "string"}}, more))
+        options.append(_object({**name, "task": {"type": "string"}}, more))
     steps = {"type": "array", "items": {"anyOf": options}, "minItems": 1, "maxItems": most}
     schema = {
         "type": "object",
@@ -313,17 +328,17 @@ def steps_schema(tools: Sequence[ToolSpec], strategy: Strategy, tasks: bool, mos
     return {**schema, "$defs": definitions} if definitions else schema
 
 
-def _or_text(schema: Any) -> Any:
+def _or_result(schema: Any) -> Any:
+    """`schema`, or `{id}`. A text can hold results anyway."""
     if isinstance(schema, Mapping) and schema.get("type") == "string":
         return schema
-    return {"anyOf": [schema, {"type": "string"}]}
+    return {"anyOf": [schema, {"type": "string", "pattern": r"^\{[A-Za-z_][A-Za-z0-9_-]{0,15}\}$"}]}
 
 
-def _object(properties: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
-    name = {"id": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,15}$"}}
+def _object(required: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {**name, **properties, **optional},
-        "required": ["id", *properties],
+        "properties": {**required, **optional},
+        "required": [*required],
         "additionalProperties": False,
     }
