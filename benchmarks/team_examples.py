@@ -47,7 +47,7 @@ def scores(run: Path) -> dict[str, Scores]:
     found: dict[str, dict[str, float]] = {label: {} for label in LABELS}
     with Store(run / "store.sqlite", read_only=True) as store:
         for made in store.trajectories.iterate(channel="test"):
-            label = next(label for label in LABELS if made.uid.startswith(label))
+            label = next(label for label in LABELS if made.uid.startswith(f"test-{label.replace(' ', '-')}"))
             found[label][made.task.id] = float(made.reward is not None and made.reward >= 1)
     return {label: found[label] for label in LABELS}
 
