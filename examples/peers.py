@@ -29,8 +29,11 @@ SETTINGS = {
     },
     "topology": "ring",
     "answer_by": ["proofreader"],
-    "max_hops": 9,
+    "max_hops": 6,
+    "max_errors": 0,
+    "constrained": True,
 }
+FLOW = {"name": "peers", "tools": ("search",), "settings": SETTINGS}
 CALL = '{"tool": "search", "args": {"query": "%s"}}'
 SCRIPT = {
     "researcher": [CALL % "capital of Peru", "The capital of Peru is Lima.", "It has been Lima all along."],
@@ -79,13 +82,13 @@ def training() -> dict[str, Any]:
         "name": "peers",
         "policy": {"model": "smollm2-135m", "lora": {"rank": 16, "alpha": 32, "last_layers": 10}},
         "tasks": {"sources": [{"type": "questions_to_peers"}]},
-        "flow": {"name": "peers", "tools": ["search"], "settings": {**SETTINGS, "constrained": True, "max_hops": 6}},
+        "flow": FLOW,
         "reward": {"components": {"sentence_with_answer": 1.0}, "success": "sentence_with_answer"},
         "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 32}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
         "optimizer": {"lr": 4e-4},
         "warm_start": {"examples": 60, "epochs": 1, "batch_size": 4, "lr": 2e-3},
-        "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 45},
+        "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 
 
@@ -94,8 +97,7 @@ async def main() -> None:
     tokenizer = load_tokenizer(resolve("tiny"))
     engine = ScriptedEngine(tokenizer, lambda request: next(lines[request.role]))
     roles = {"policy": RoleEngine(engine, tokenizer, trainable=True)}
-    flow = FlowConfig(name="peers", tools=("search",), settings=SETTINGS)
-    worker = AgentFlowWorker(flow, roles, sampling=SamplingConfig())
+    worker = AgentFlowWorker(FlowConfig(**FLOW), roles, sampling=SamplingConfig())
     task = ms.Task(id="1", prompt="What is the capital of Peru? Answer in one sentence.")
     made = await worker.run(Attempt(task=task, uid="t", prompt_uid="1", seed=0))
     for message in made.metadata["messages"]:

@@ -25,7 +25,8 @@ MEMBERS = {
     "code_executor": {"instructions": "You write Python and read its output.", "tools": ["python"], "max_calls": 1},
     "summariser": {"instructions": "You write one sentence from the results."},
 }
-FLOW = {"name": "coordinator", "tools": ("search", "python")}
+TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3, "max_errors": 0}
+FLOW = {"name": "coordinator", "tools": ("search", "python"), "settings": TEAM}
 SEARCH, PYTHON = '{"tool": "search", "args": {"query": "%s"}}', '{"tool": "python", "args": {"code": "%s"}}'
 PLAN = [
     {"id": "facts", "member": "researcher", "task": "Find the area of Peru and of Chile."},
@@ -79,21 +80,21 @@ def training() -> dict[str, Any]:
         "name": "research_team",
         "policy": {"model": "smollm2-135m", "lora": {"rank": 16, "alpha": 32, "last_layers": 10}},
         "tasks": {"sources": [{"type": "areas"}]},
-        "flow": {**FLOW, "settings": {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3}},
+        "flow": FLOW,
         "reward": {"components": {"number_by_code": 1.0}, "success": "number_by_code"},
-        "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 80}},
+        "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 96}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
         "optimizer": {"lr": 4e-4},
         "warm_start": {"examples": 60, "epochs": 1, "batch_size": 4, "lr": 2e-3},
-        "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 40},
+        "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 
 
 async def main() -> None:
     lines = {role: iter(texts) for role, texts in SCRIPT.items()}
-    tokenizer, flow = load_tokenizer(resolve("tiny")), FlowConfig(**FLOW, settings={"members": MEMBERS})
+    tokenizer = load_tokenizer(resolve("tiny"))
     policy = RoleEngine(ScriptedEngine(tokenizer, lambda request: next(lines[request.role])), tokenizer, trainable=True)
-    worker = AgentFlowWorker(flow, {"policy": policy}, sampling=SamplingConfig())
+    worker = AgentFlowWorker(FlowConfig(**FLOW), {"policy": policy}, sampling=SamplingConfig())
     asked = ms.Task(id="1", prompt="How many times larger is Peru than Chile?")
     made = await worker.run(Attempt(task=asked, uid="t", prompt_uid="1", seed=0))
     for call in made.tool_calls:
