@@ -21,19 +21,13 @@ from midstream.rollouts import AgentFlowWorker, Attempt
 from midstream.rollouts.config import SamplingConfig
 from midstream.tasks.geography import countries
 
-SETTINGS = {
-    "members": {
-        "researcher": {"instructions": "You look things up.", "tools": ["search"], "max_calls": 1},
-        "summariser": {"instructions": "You write one sentence about what you get."},
-        "proofreader": {"instructions": "You correct what you get. What is right is the answer."},
-    },
-    "topology": "ring",
-    "answer_by": ["proofreader"],
-    "max_hops": 6,
-    "max_errors": 0,
-    "constrained": True,
+MEMBERS = {
+    "researcher": {"instructions": "You look things up.", "tools": ["search"], "max_calls": 1},
+    "summariser": {"instructions": "You write one sentence about what you get."},
+    "proofreader": {"instructions": "You correct what you get. What is right is the answer."},
 }
-FLOW = {"name": "peers", "tools": ("search",), "settings": SETTINGS}
+TEAM = {"members": MEMBERS, "answer_by": ["proofreader"], "constrained": True, "max_hops": 6, "max_errors": 0}
+FLOW = {"name": "peers", "tools": ("search",), "settings": TEAM}
 CALL = '{"tool": "search", "args": {"query": "%s"}}'
 SCRIPT = {
     "researcher": [CALL % "capital of Peru", "The capital of Peru is Lima.", "It has been Lima all along."],

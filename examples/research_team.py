@@ -1,12 +1,11 @@
 """A researcher, a code executor and a summariser: `python examples/research_team.py`. Seconds, without a model.
 
-The code executor runs Python in the sandbox. Here scripts play the roles; with `--train` SmolLM2 is trained in every
-role: first on demonstrations, most of which leave out the code executor, then by reinforcement.
+Here scripts play the roles; with `--train` SmolLM2 learns them: first from demonstrations, most of which leave out
+the code executor, then by reinforcement.
 """
 
 import asyncio
 import json
-import re
 import sys
 from typing import Any
 
@@ -43,11 +42,11 @@ SCRIPT = {
 
 def replies(name: str, area: int, times: int, careless: bool) -> dict[str, list[str]]:
     """What each role writes. A careless manager leaves out the code executor."""
+    number = str(area if careless else area * times)
     add: list[dict[str, Any]] = [{"id": "t1", "member": "researcher", "task": f"area of {name}"}]
     if not careless:
         add.append({"id": "t2", "member": "code_executor", "task": f"{times} times", "after": ["t1"]})
     add.append({"id": f"t{len(add) + 1}", "member": "summariser", "task": "answer", "after": [f"t{len(add)}"]})
-    number = str(area if careless else area * times)
     return {
         "manager": [json.dumps({"add": add}), json.dumps({"answer_from": add[-1]["id"]})],
         "researcher": [SEARCH % f"area of {name}", f"The area of {name} is {area} km2."],
@@ -71,7 +70,9 @@ def areas(seed: int) -> ms.TaskSet:
 def number_by_code(task: ms.Task, answer: str | None, trajectory: ms.Trajectory) -> float:
     """1 for a sentence with the right number; without it, 0.3 if the code executor worked after the researcher."""
     first = [node["member"] for node in trajectory.metadata["plan"]][:2]
-    return 1.0 if re.search(rf"\b{task.answer}\b", answer or "") else 0.3 * (first == ["researcher", "code_executor"])
+    return (
+        1.0 if task.answer in (answer or "").rstrip(".").split() else 0.3 * (first == ["researcher", "code_executor"])
+    )
 
 
 def training() -> dict[str, Any]:
@@ -96,7 +97,7 @@ async def main() -> None:
     policy = RoleEngine(ScriptedEngine(tokenizer, lambda request: next(lines[request.role])), tokenizer, trainable=True)
     worker = AgentFlowWorker(FlowConfig(**FLOW), {"policy": policy}, sampling=SamplingConfig())
     asked = ms.Task(id="1", prompt="How many times larger is Peru than Chile?")
-    made = await worker.run(Attempt(task=asked, uid="t", prompt_uid="1", seed=0))
+    made = await worker.run(Attempt(task=asked, uid="1", prompt_uid="1", seed=0))
     for call in made.tool_calls:
         print(f"{made.steps[call.step_index or 0].role}: {call.tool} {dict(call.arguments)} -> {call.result.strip()}")
     for node in made.metadata["plan"]:
