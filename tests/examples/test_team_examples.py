@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from midstream.core.config import parse_config
 from midstream.core.types import Task
 from midstream.engines.chat import ChatTokenizer
 from midstream.record.recorder import RoleEngine
-from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rollouts import AgentFlowWorker, Attempt
 from midstream.tasks import load_tasks
@@ -105,20 +103,3 @@ def test_right_demonstrations_are_rewarded_and_careless_ones_less(
         rewards[int(uid.rpartition("-")[2]) % 3 > 0].append(scored.reward)
     assert rewards[False] and set(rewards[False]) == {1.0}
     assert rewards[True] and all(reward is not None and reward < 1 for reward in rewards[True])
-
-
-def test_a_step_of_training_runs(example: ModuleType, tmp_path: Path) -> None:
-    small = {
-        "policy": {"model": "tiny", "tuning": "full"},
-        "rollout": {"tasks_per_step": 2, "group_size": 2, "sampling": {"max_tokens": 48}},
-        "warm_start": {"examples": 4, "batch_size": 2},
-        "trainer": {"max_steps": 1, "test_tasks": 2, "eval_every": 0, "threads": 1, "run_dir": str(tmp_path / "run")},
-    }
-    assert ms.train({**example.training(), **small}, callbacks=()).status == "finished"
-    evaluations = [json.loads(line)["label"] for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
-    assert evaluations == ["base", "warm start", "final"]
-    with Store(tmp_path / "run" / "store.sqlite", read_only=True) as store:
-        steps = [step for made in store.trajectories.iterate(channel="train") for step in made.steps]
-    assert steps and all(step.trainable for step in steps)
-    lead = {"manager": "manager", "peers": "researcher", "research_team": "manager"}[example.__name__]
-    assert all(step.constraint is not None for step in steps if step.role == lead)
