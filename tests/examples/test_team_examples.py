@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+
+import midstream as ms
+from midstream.agents.registry import find_flow
+from midstream.core.config import parse_config
+from midstream.core.types import Task
+from midstream.engines.chat import ChatTokenizer
+from midstream.record.recorder import RoleEngine
+from midstream.rewards import RewardFunction
+from midstream.rollouts import AgentFlowWorker, Attempt
+from midstream.tasks import load_tasks
+from midstream.tasks.taskset import take
+from midstream.tools import Toolbox
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,6 +63,43 @@ def test_the_team_looks_up_runs_code_and_writes() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["manager", "peers", "research_team"])
-def test_they_are_short(name: str) -> None:
-    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
+@pytest.fixture(params=["manager", "peers", "research_team"])
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module(request.param)
+
+
+def test_they_are_short_and_their_splits_do_not_overlap(example: ModuleType) -> None:
+    assert len((EXAMPLES / f"{example.__name__}.py").read_text().splitlines()) <= 110
+    tasks = {split: tasks_of(example, split) for split in ("train", "test")}
+    prompts = {split: {task.prompt for task in own} for split, own in tasks.items()}
+    assert prompts["train"] and len(prompts["test"]) >= 40 and not prompts["train"] & prompts["test"]
+
+
+def tasks_of(module: ModuleType, split: str) -> list[Task]:
+    """All tasks of the example's own task set."""
+    taskset = load_tasks(ms.load_config(module.training()).tasks)
+    return take(taskset, split, taskset.size(split) or 0)
+
+
+def test_right_demonstrations_are_rewarded_and_careless_ones_less(
+    example: ModuleType, tiny_tokenizer: ChatTokenizer
+) -> None:
+    config = ms.load_config(example.training())
+    flow = find_flow(config.flow.name)
+    settings = parse_config(flow.settings, config.flow.settings, "flow.settings")
+    engine: Any = flow.demonstrator(settings, tiny_tokenizer, Toolbox([]), wrong=0.0, seed=0)
+    tasks = {task.id: task for task in tasks_of(example, "train")[:18]}
+    engine.assign(tasks, {})
+    worker = AgentFlowWorker(
+        config.flow, {"policy": RoleEngine(engine, tiny_tokenizer, True)}, sampling=config.rollout.sampling
+    )
+    rewards: dict[bool, list[float | None]] = {True: [], False: []}
+    for uid, task in tasks.items():
+        engine.check(task)
+        made = asyncio.run(worker.run(Attempt(task=task, uid=uid, prompt_uid=uid, seed=0)))
+        assert made.answer is not None and all(call.ok for call in made.tool_calls), made.error
+        scored = asyncio.run(RewardFunction(config.reward).score(made))
+        rewards[int(uid.rpartition("-")[2]) % 3 > 0].append(scored.reward)
+    assert rewards[False] and set(rewards[False]) == {1.0}
+    assert rewards[True] and all(reward is not None and reward < 1 for reward in rewards[True])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from midstream.core.errors import ConfigError, EngineError, nearest
 from midstream.core.seeds import derive_seed, unit_interval
@@ -54,7 +54,7 @@ class Demonstrator(ABC):
 
     policy_version = 0
     name = "demonstration"
-    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    roles: tuple[str, ...] = ("policy",)
     """Roles that can be demonstrated."""
 
     def __init__(self, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int) -> None:

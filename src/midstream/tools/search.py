@@ -94,6 +94,7 @@ def search_tool(k: int = 1) -> Tool[[str], str]:
     @tool(
         name="search",
         idempotent=True,
+        timeout_s=60,  # the first call of a process builds the index
         returns="facts",
         limits=LIMITS,
         best_practices=["name one attribute of one country or city"],

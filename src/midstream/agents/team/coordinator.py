@@ -16,12 +16,13 @@ from midstream.agents.base import FlowSession
 from midstream.agents.plan_journal import PlanJournal
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply
+from midstream.agents.team.constraints import Replies, edit_schema
 from midstream.agents.team.edits import EXAMPLE, FINISH, Edit, TeamTask, plan_of, read_edit, shown_tasks
 from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core import clock
 from midstream.core.errors import MidstreamError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Message
+from midstream.core.types import Constraint, Message
 from midstream.plans import AgentExecutor, Context, Fatal, Permanent, PlanError
 from midstream.plans.errors import HandlerError
 from midstream.plans.handlers import Handler, make_handler
@@ -116,7 +117,8 @@ class CoordinatorFlow(TeamFlow):
         shown = marked_text(shown_tasks(ended), "team") if ended else f"Task: {self.task.question}"
         self._messages.append({"role": "user", "content": f"{shown}\n[turn {turn}/{self.chosen.max_rounds}]"})
         for number in range(self.chosen.max_errors + 1):
-            step = await self.chat(self._messages, role=MANAGER, key=f"manager/{turn}/{number}")
+            key = f"manager/{turn}/{number}"
+            step = await self.chat(self._messages, role=MANAGER, key=key, response_format=self._edits(room))
             self._messages.append({"role": "assistant", "content": step.text})
             try:
                 edit, new = read_edit(step.text, self.chosen.members, self.tasks, round_=turn, room=room)
@@ -135,6 +137,13 @@ class CoordinatorFlow(TeamFlow):
             return "added tasks"
         self.outcome = "max_rounds" if last else "unreadable"
         return self.outcome
+
+    def _edits(self, room: int) -> Constraint | None:
+        """The constraint of the manager's next edit, which may add `room` tasks."""
+        if not self.chosen.constrained:
+            return None
+        succeeded = [task.id for task in self.tasks.values() if task.state == "succeeded"]
+        return Replies((edit_schema(self.chosen.members, self.tasks, succeeded, room),)).constraint()
 
     def _end(self, edit: Edit) -> None:
         self.answer = self.tasks[edit.answer_from].result if edit.answer_from is not None else str(edit.answer)
@@ -167,7 +176,8 @@ class CoordinatorFlow(TeamFlow):
         member = Member(self, task.member, self.chosen.members[task.member], RULE if given else "")
         shown = "\n".join([*results, f"Question: {self.task.question}", f"Task: {task.task}"])
         try:
-            spoken = await member.speak(shown, key=f"task/{task.id}")
+            replies = Replies(text=True) if self.chosen.constrained else None
+            spoken = await member.speak(shown, key=f"task/{task.id}", replies=replies)
         except UnreadableReply as error:
             raise Permanent(str(error)) from None
         self.session.recorder.annotate(spoken.step.step_index, task=task.id, turn=task.round)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from midstream.agents.base import FlowSession
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply, single_action, text_of
+from midstream.agents.team.constraints import TEXT, Replies, object_of, one_of
 from midstream.agents.team.context import ContextPolicy, Utterance, handed_over
 from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core.sampling import SamplingParams
@@ -90,7 +91,7 @@ class HandoffFlow(TeamFlow):
         valid one."""
         for _ in range(self.chosen.max_errors + 1):
             try:
-                spoken = await member.speak(shown)
+                spoken = await member.speak(shown, replies=self._replies(member.role))
             except UnreadableReply as error:
                 shown = f"Error: {error}"
                 continue
@@ -105,6 +106,15 @@ class HandoffFlow(TeamFlow):
             self.said.append(Utterance(member.role, action[1]))
             return action
         return None
+
+    def _replies(self, role: str) -> Replies | None:
+        """What a member may write, if it is constrained."""
+        if not self.chosen.constrained:
+            return None
+        schemas = [object_of({"answer": TEXT})]
+        if receivers := self._receivers(role):
+            schemas.append(object_of({"handoff": one_of(receivers), "message": TEXT}))
+        return Replies(tuple(schemas))
 
     def _read(self, role: str, text: str) -> tuple[str, str]:
         kind, action = single_action(text, _EXAMPLES)

@@ -10,11 +10,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.team.actions import UnreadableReply, json_objects
+from midstream.agents.team.constraints import Replies
+from midstream.agents.team.demonstrate import TeamDemonstrator
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.types import Message
+from midstream.engines.chat import ChatTokenizer
 from midstream.plans.plan import NAME
 from midstream.record.replies import ChatStep
+from midstream.tools import Toolbox
+from midstream.tools.calls import call_schema
 from midstream.tools.marking import RULE, marked
 
 POLICY = "policy"
@@ -49,6 +54,9 @@ class TeamSettings(Config):
 
     members: Members
     """The members, by role. `flow.roles.NAME` sets the engine of each, and whether it is trained."""
+    constrained: bool = False
+    """Sample replies under a grammar of what a role may write next, so that every whole reply is valid, where the
+    engine can. A reply is then one tool call, one action, or text without braces."""
 
     @model_validator(mode="after")
     def _named(self) -> TeamSettings:
@@ -86,6 +94,12 @@ class TeamFlow(AgentFlowBase):
         assert isinstance(settings, TeamSettings)
         return (*cls.leads, *settings.members)
 
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> TeamDemonstrator:
+        return TeamDemonstrator(tokenizer, toolbox, cls.roles_for(settings), wrong=wrong, seed=seed)
+
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
@@ -100,23 +114,27 @@ class Member:
 
     def __init__(self, flow: AgentFlowBase, role: str, config: MemberConfig, rules: str = "") -> None:
         self.flow, self.role, self.config = flow, role, config
+        self._tools = [tool for tool in flow.session.tools.tools if tool.name in config.tools]
         self.messages: list[Message] = [{"role": "system", "content": self._instructions(rules)}]
 
-    async def speak(self, text: str, *, key: str = "") -> Spoken:
+    async def speak(self, text: str, *, key: str = "", replies: Replies | None = None) -> Spoken:
         """Show `text` to the member and let it reply, after the tool calls it makes. The exchange is remembered; `key`
-        names its calls within the attempt. Raises `UnreadableReply` for too many tool calls."""
+        names its calls within the attempt. `replies` are those it is constrained to, if it is, beside tool calls.
+        Raises `UnreadableReply` for too many tool calls."""
         self.messages.append({"role": "user", "content": text})
         for number in range(self.config.max_calls + 1):
             named = f"{key}/{number}" if key else ""
-            step = await self.flow.chat(self.messages, role=self.role, key=named)
+            calls = call_schema(self._tools) if self._tools and number < self.config.max_calls else None
+            constraint = None if replies is None else replies.constraint(calls)
+            step = await self.flow.chat(self.messages, role=self.role, key=named, response_format=constraint)
             self.messages.append({"role": "assistant", "content": step.text})
-            calls = self._tool_calls(step.text)
-            if not calls:
+            asked = self._tool_calls(step.text)
+            if not asked:
                 return Spoken(step.text, step)
             if number == self.config.max_calls:
                 break
             results = [
-                await self._call(call, step, f"{named}/tool-{at}" if key else "") for at, call in enumerate(calls)
+                await self._call(call, step, f"{named}/tool-{at}" if key else "") for at, call in enumerate(asked)
             ]
             self.messages.append({"role": "user", "content": "\n".join(results)})
         raise UnreadableReply(f"'{self.role}' asked for more than {self.config.max_calls} tool calls in one turn")
@@ -139,7 +157,7 @@ class Member:
     def _instructions(self, rules: str) -> str:
         parts = [self.config.instructions, rules]
         if self.config.tools:
-            cards = "\n".join(tool.card for tool in self.flow.session.tools.tools if tool.name in self.config.tools)
+            cards = "\n".join(tool.card for tool in self._tools)
             parts.append(f'To call a tool, write only {{"tool": "...", "args": {{...}}}}. {RULE}\nTools:\n{cards}')
         return "\n".join(part for part in parts if part)
 

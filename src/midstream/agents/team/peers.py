@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from midstream.agents.base import FlowSession
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply, single_action, text_of
+from midstream.agents.team.constraints import TEXT, Replies, object_of, one_of
 from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.agents.team.topology import Topology, neighbours
 from midstream.core.sampling import SamplingParams
@@ -163,7 +164,7 @@ class PeersFlow(TeamFlow):
         shown = "\n".join(f"[from {one.giver}] {one.text}" if one.giver else one.text for one in mail)
         for _ in range(self.chosen.max_errors + 1):
             try:
-                spoken = await self._member(role).speak(shown)
+                spoken = await self._member(role).speak(shown, replies=self._replies(role))
             except UnreadableReply as error:
                 shown = f"Error: {error}"
                 continue
@@ -181,6 +182,17 @@ class PeersFlow(TeamFlow):
                 self._deliver(role, to, text)
             return
         self.outcome = "unreadable"
+
+    def _replies(self, role: str) -> Replies | None:
+        """What a member may write, if it is constrained."""
+        if not self.chosen.constrained:
+            return None
+        able, schemas = self.reach[role], list[Mapping[str, Any]]()
+        if len(able) > 1:
+            schemas.append(object_of({"to": one_of(able), "message": TEXT}))
+        if self.chosen.may_answer(role) and self.chosen.answer == "explicit":
+            schemas.append(object_of({"answer": TEXT}))
+        return Replies(tuple(schemas), text=len(able) == 1)
 
     def _read(self, role: str, text: str) -> tuple[list[str], str]:
         """Receivers and text of a reply; no receivers for an answer."""
