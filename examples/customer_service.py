@@ -1,4 +1,4 @@
-"""A customer-service agent that is trained: `python examples/customer_service.py`. TIME
+"""A customer-service agent that is trained: `python examples/customer_service.py`. Six minutes on one CPU core.
 
 It reads a message, decides what it is about, and answers with the company's text on that topic or passes the customer
 on to a person. Messages are generated; those of the splits test and val are about things that training never mentions.

@@ -1,4 +1,4 @@
-"""An agent that recommends a book: `python examples/recommender.py`. TIME
+"""An agent that recommends a book: `python examples/recommender.py`. Six minutes on one CPU core.
 
 It reads what a customer likes and recommends a book of the catalogue. The customers are generated; those of the splits
 test and val like things that training never mentions.
