@@ -1,4 +1,4 @@
-"""An agent that reads the news and raises alerts: `python examples/news_alert.py`. Minutes on a CPU.
+"""An agent that reads the news and raises alerts: `python examples/news_alert.py`. Ten minutes on one CPU core.
 
 It reads a headline, judges its sentiment, and writes a plan of one or two steps: bad news is filed and the desk is
 alerted, other news is only filed. Headlines are generated; those of the splits test and val report events that training
