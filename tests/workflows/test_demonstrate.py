@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -17,12 +18,13 @@ from midstream.engines.chat import ChatTokenizer
 from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
 from midstream.learn.run.warm_start import check_warm_start, demonstrate
-from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, split_of, take
+from midstream.tasks import TasksConfig, TaskSourceConfig, assorted, load_tasks, split_of, take
 from midstream.tasks.varied import SORTS, find_problem
-from midstream.workflows import OPERATORS, EngineModel, WorkflowRunner, read_workflow
+from midstream.workflows import OPERATORS, EngineModel, ScriptedModel, WorkflowRunner, read_workflow
 from midstream.workflows.checker import check_text
 from midstream.workflows.demonstrate import SHAPES
 from midstream.workflows.operators import AFLOW_SETS
+from midstream.workflows.passages import open_passages
 from midstream.workflows.search.evaluation import WorkflowEvaluator
 from midstream.workflows.simulated import executor, reply
 
@@ -88,6 +90,32 @@ def test_a_demonstration_that_is_no_workflow_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("midstream.learn.run.warm_start._tasks", lambda context: [task])
     with pytest.raises(ConfigError, match="demonstration of the task 't1' is not a workflow"):
         check_warm_start(made)
+
+
+def test_each_sort_of_assorted_is_solved_by_its_shape_alone(tiny_tokenizer: ChatTokenizer) -> None:
+    tasks = take(load_tasks(TasksConfig(sources=[TaskSourceConfig(type="assorted")])), "val", 48)
+    assert {task.metadata["sort"] for task in tasks} == set(assorted.SORTS)
+
+    async def solved(shape: str) -> set[str]:
+        model = ScriptedModel(lambda messages, sampling: reads_or_multiplies(messages[-1]["content"]))
+        async with WorkflowRunner(model, search=open_passages("facts")) as runner:
+            workflow = read_workflow(SHAPES[shape].text(random.Random(0)))
+            by_task = (await WorkflowEvaluator(runner, tasks).evaluate(workflow)).by_task
+        sorts = {task.metadata["sort"]: [by_task[one.id] for one in tasks if one.metadata["sort"] == task.metadata["sort"]] for task in tasks}
+        return {sort for sort, scores in sorts.items() if min(scores) == 1}
+
+    for sort, shape in assorted.SUITED.items():
+        assert sort in asyncio.run(solved(shape))
+    assert asyncio.run(solved("lookup")) == {"fact"} and asyncio.run(solved("direct")) == {"reading"}
+
+
+def reads_or_multiplies(asked: str) -> str | Exception:
+    """A small executor: finds what a sentence states, and writes a product of the two numbers it sees."""
+    if "def solve" in asked:
+        numbers = re.findall(r"\d+", asked.partition("Problem:")[2])
+        return f"```python\ndef solve():\n    return {' * '.join(numbers) or '0'}\n```"
+    stated = re.search(r"lives in (\w+) and works as a (\w+)", asked)
+    return "I do not know." if stated is None else stated[1 if "Where" in asked else 2]
 
 
 def test_the_set_has_four_sorts_with_answers_and_keeps_its_splits_apart() -> None:
