@@ -101,7 +101,10 @@ def test_each_sort_of_assorted_is_solved_by_its_shape_alone(tiny_tokenizer: Chat
         async with WorkflowRunner(model, search=open_passages("facts")) as runner:
             workflow = read_workflow(SHAPES[shape].text(random.Random(0)))
             by_task = (await WorkflowEvaluator(runner, tasks).evaluate(workflow)).by_task
-        sorts = {task.metadata["sort"]: [by_task[one.id] for one in tasks if one.metadata["sort"] == task.metadata["sort"]] for task in tasks}
+        sorts = {
+            task.metadata["sort"]: [by_task[one.id] for one in tasks if one.metadata["sort"] == task.metadata["sort"]]
+            for task in tasks
+        }
         return {sort for sort, scores in sorts.items() if min(scores) == 1}
 
     for sort, shape in assorted.SUITED.items():

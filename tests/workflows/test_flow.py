@@ -200,7 +200,9 @@ def test_equal_calls_of_the_executor_are_made_once_with_the_same_record(tiny_tok
     assert len(asked) == 1 and first.reward == second.reward == 1
     assert [len(one.steps) for one in (first, second)] == [2, 1]
     counted = ("prompt_tokens", "completion_tokens", "model_calls", "answer")
-    assert [first.metadata["workflow"][name] for name in counted] == [second.metadata["workflow"][name] for name in counted]
+    assert [first.metadata["workflow"][name] for name in counted] == [
+        second.metadata["workflow"][name] for name in counted
+    ]
     attempted(tiny_tokenizer, COT, ScriptedEngine(tiny_tokenizer, answers), **settings)
     attempted(tiny_tokenizer, COT, executor)
     assert len(asked) == 3
