@@ -63,13 +63,14 @@ def _product(rng: random.Random) -> tuple[str, Any, str]:
 def _fact(rng: random.Random) -> tuple[str, Any, str]:
     country = rng.choice(_complete())
     attribute = rng.choice(("capital", "population", "area", "currency", "continent"))
-    answer = {
+    value = {
         "capital": country.capital,
         "population": str(country.population),
         "area": str(country.area_km2),
-        "currency": [country.currency, country.currency_code],
+        "currency": country.currency,
         "continent": country.continent,
     }[attribute]
+    answer = [value, f"The {attribute} of {country.in_text} is {value}"]
     return f"What is the {attribute} of {country.in_text}?", answer, f"country/{country.code}"
 
 
