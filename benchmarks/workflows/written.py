@@ -96,17 +96,18 @@ def over_seeds(runs: Sequence[Scores]) -> Scores:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--config", type=Path, default=Path("configs/workflow_smollm2.yaml"), help="config of the runs")
     parser.add_argument("--baselines", nargs="*", default=["io", "cot"])
     parser.add_argument("--cache", type=Path, help="file for the executor's replies")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    config = load_config(options.runs[0] / "config.yaml")
+    config = load_config(options.config)
     tasks = take(load_tasks(config.tasks), "test", config.trainer.test_tasks)
     found = asyncio.run(scored(config, tasks, options.baselines, options.cache))
     best = max(found, key=lambda name: fmean(found[name][0].values()))
     rows: dict[str, tuple[Scores, float, float | None]] = {name: (*one, None) for name, one in found.items()}
-    for label, shown in LABELS.items():
+    for label, shown in LABELS.items() if options.runs else ():
         seeds = [written(run, label) for run in options.runs]
         for run, one in zip(options.runs, seeds, strict=True):
             rows[f"{shown}, {run.name}"] = one
