@@ -117,8 +117,8 @@ def reads_or_multiplies(asked: str) -> str | Exception:
     if "def solve" in asked:
         numbers = re.findall(r"\d+", asked.partition("Problem:")[2])
         return f"```python\ndef solve():\n    return {' * '.join(numbers) or '0'}\n```"
-    stated = re.search(r"lives in (\w+) and works as a (\w+)", asked)
-    return "I do not know." if stated is None else stated[1 if "Where" in asked else 2]
+    stated = re.search(r"counted (\d+)", asked)
+    return "I do not know." if stated is None else stated[1]
 
 
 def test_the_set_has_four_sorts_with_answers_and_keeps_its_splits_apart() -> None:
