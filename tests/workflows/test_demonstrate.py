@@ -101,11 +101,8 @@ def test_each_sort_of_assorted_is_solved_by_its_shape_alone(tiny_tokenizer: Chat
         async with WorkflowRunner(model, search=open_passages("facts")) as runner:
             workflow = read_workflow(SHAPES[shape].text(random.Random(0)))
             by_task = (await WorkflowEvaluator(runner, tasks).evaluate(workflow)).by_task
-        sorts = {
-            task.metadata["sort"]: [by_task[one.id] for one in tasks if one.metadata["sort"] == task.metadata["sort"]]
-            for task in tasks
-        }
-        return {sort for sort, scores in sorts.items() if min(scores) == 1}
+        scores = {sort: [by_task[one.id] for one in tasks if one.metadata["sort"] == sort] for sort in assorted.SORTS}
+        return {sort for sort, found in scores.items() if min(found) == 1}
 
     for sort, shape in assorted.SUITED.items():
         assert sort in asyncio.run(solved(shape))
@@ -115,7 +112,7 @@ def test_each_sort_of_assorted_is_solved_by_its_shape_alone(tiny_tokenizer: Chat
 def reads_or_multiplies(asked: str) -> str | Exception:
     """A small executor: finds what a sentence states, and writes a product of the two numbers it sees."""
     if "def solve" in asked:
-        numbers = re.findall(r"\d+", asked.partition("Problem:")[2])
+        numbers = re.findall(r"\b\d+", asked.partition("Problem:")[2])
         return f"```python\ndef solve():\n    return {' * '.join(numbers) or '0'}\n```"
     stated = re.search(r"counted (\d+)", asked)
     return "I do not know." if stated is None else stated[1]
