@@ -103,7 +103,7 @@ def test_each_sort_of_assorted_is_solved_by_its_shape_alone(tiny_tokenizer: Chat
             workflow = read_workflow(SHAPES[shape].text(random.Random(0)))
             by_task = (await WorkflowEvaluator(runner, tasks).evaluate(workflow)).by_task
         scores = {sort: [by_task[one.id] for one in tasks if one.metadata["sort"] == sort] for sort in assorted.SORTS}
-        return {sort for sort, found in scores.items() if fmean(found) > 0.8}
+        return {sort for sort, found in scores.items() if fmean(found) >= 0.75}
 
     for sort, shape in assorted.SUITED.items():
         assert sort in asyncio.run(solved(shape))
