@@ -28,7 +28,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-react bench-environments bench-team bench-workflows bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-react bench-environments bench-team bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -55,7 +55,6 @@ help:
 	@echo "make bench-react       train configs/react.yaml with three seeds, and evaluate without each tool; half an hour"
 	@echo "make bench-environments  train SmolLM2 on environments of reasoning-gym and verifiers, 20 steps each; a quarter of an hour"
 	@echo "make bench-team        compare credit per role with shared credit on a team of two; half an hour"
-	@echo "make bench-workflows  train configs/workflow_smollm2.yaml with three seeds, and compare with constant workflows; an hour"
 	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
 	@echo "make docs       write the generated pages and pictures in docs/"
@@ -239,14 +238,6 @@ bench-environments: $(READY) $(ENVIRONMENTS)/.ready $(VERIFIERS)/.ready
 bench-team: $(READY)
 	$(BIN)/python benchmarks/team.py run --out runs/team.jsonl
 	$(BIN)/python benchmarks/team.py report runs/team.jsonl
-
-WRITERS := $(foreach seed,0 1 2,runs/workflow_smollm2-$(seed))
-bench-workflows: $(READY) bubblewrap
-	for run in $(WRITERS); do \
-		$(BIN)/python -m midstream train configs/workflow_smollm2.yaml trainer.run_dir=$$run trainer.seed=$${run##*-} || exit 1; \
-	done
-	$(BIN)/python benchmarks/workflows/written.py $(WRITERS) $(ARGS)
-	$(BIN)/python benchmarks/workflows/learning_curve.py $(WRITERS) --out runs/workflow_smollm2.png
 
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
