@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -17,12 +18,13 @@ from midstream.engines.chat import ChatTokenizer
 from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
 from midstream.learn.run.warm_start import check_warm_start, demonstrate
-from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, split_of, take
+from midstream.tasks import TasksConfig, TaskSourceConfig, assorted, load_tasks, split_of, take
 from midstream.tasks.varied import SORTS, find_problem
-from midstream.workflows import OPERATORS, EngineModel, WorkflowRunner, read_workflow
+from midstream.workflows import OPERATORS, EngineModel, ScriptedModel, WorkflowRunner, read_workflow
 from midstream.workflows.checker import check_text
 from midstream.workflows.demonstrate import SHAPES
 from midstream.workflows.operators import AFLOW_SETS
+from midstream.workflows.passages import open_passages
 from midstream.workflows.search.evaluation import WorkflowEvaluator
 from midstream.workflows.simulated import executor, reply
 
@@ -88,6 +90,27 @@ def test_a_demonstration_that_is_no_workflow_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("midstream.learn.run.warm_start._tasks", lambda context: [task])
     with pytest.raises(ConfigError, match="demonstration of the task 't1' is not a workflow"):
         check_warm_start(made)
+
+
+@pytest.mark.parametrize(("shape", "sort"), [("lookup", "fact"), ("direct", "reading")])
+def test_a_constant_workflow_solves_one_sort_of_assorted(shape: str, sort: str) -> None:
+    tasks = take(load_tasks(TasksConfig(sources=[TaskSourceConfig(type="assorted")])), "val", 48)
+
+    def reads(asked: str) -> str:
+        counted = re.search(r"counted (\d+)", asked)
+        return "I do not know." if counted is None else counted[1]
+
+    async def scores() -> dict[str, float]:
+        model = ScriptedModel(lambda messages, sampling: reads(messages[-1]["content"]))
+        async with WorkflowRunner(model, search=open_passages("facts")) as runner:
+            workflow = read_workflow(SHAPES[shape].text(random.Random(0)))
+            return (await WorkflowEvaluator(runner, tasks).evaluate(workflow)).by_task
+
+    found = asyncio.run(scores())
+    solved = {str(task.metadata["sort"]) for task in tasks if found[task.id] == 1}
+    assert solved == {sort} and {task.metadata["sort"] for task in tasks} == set(assorted.SORTS)
+    assert all(found[task.id] == 1 for task in tasks if task.metadata["sort"] == sort)
+    assert all(SHAPES[task.metadata["workflow"]] for task in tasks)
 
 
 def test_the_set_has_four_sorts_with_answers_and_keeps_its_splits_apart() -> None:

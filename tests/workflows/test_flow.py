@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from tests.workflows import samples
 
 import midstream.api  # noqa: F401  offers the flow by its name
 from midstream.agents.config import FlowConfig
-from midstream.core.errors import EngineError
+from midstream.core.errors import ConfigError, EngineError
 from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Status, Task, Trajectory
 from midstream.engines.base import Request
@@ -31,6 +32,7 @@ from midstream.rollouts import AgentFlowWorker, Attempt
 from midstream.rollouts.config import SamplingConfig
 from midstream.workflows import read_workflow, write_code, write_hybrid
 from midstream.workflows.baselines import baseline
+from midstream.workflows.demonstrate import SHAPES
 
 PROBLEM = "What is 15 + 27?"
 COT = write_hybrid(baseline("cot"))
@@ -44,18 +46,19 @@ def adds(request: Request) -> str | Exception:
 def attempted(
     tokenizer: ChatTokenizer,
     replies: str | list[str],
-    executor: Callable[[Request], str | Exception] = adds,
+    executor: Callable[[Request], str | Exception] | ScriptedEngine = adds,
     uid: str = "u",
     task: Task | None = None,
     **settings: Any,
 ) -> Trajectory:
     policy = ScriptedEngine(tokenizer, replies)
+    answers = executor if isinstance(executor, ScriptedEngine) else ScriptedEngine(tokenizer, executor)
     engines = {
         "policy": RoleEngine(policy, tokenizer, True),
-        "executor": RoleEngine(ScriptedEngine(tokenizer, executor), tokenizer, True),
+        "executor": RoleEngine(answers, tokenizer, True),
     }
     worker = AgentFlowWorker(
-        FlowConfig(name="workflow_writer", settings={"run": {"retries": 0}, **settings}),
+        FlowConfig(name="workflow_writer", settings={**settings, "run": {"retries": 0, **settings.get("run", {})}}),
         engines,
         sampling=SamplingConfig(max_tokens=4000, temperature=1.0),
         score=RewardFunction(RewardConfig(preset="workflow", success="workflow_solved")).score,
@@ -172,6 +175,37 @@ def test_the_gradient_reaches_prompts_and_graph_and_not_the_problem(
     prompt = slice(len(start), len(start) + length)
     assert good[prompt].sum() > bad[prompt].sum()  # the prompt's own tokens
     assert good.sum() > bad.sum()
+
+
+def test_a_workflow_can_search_the_passages_of_its_settings(tiny_tokenizer: ChatTokenizer) -> None:
+    text = SHAPES["lookup"].text(random.Random(0))
+    task = Task(id="t", prompt="What is the area of Peru?", answer="1285220", kind="assorted")
+    ran = attempted(tiny_tokenizer, text, task=task, passages="facts")
+    assert (ran.reward, ran.answer) == (1, "The area of Peru is 1285220 km2.")
+    assert "Search(" in str(ran.steps[0].messages) and "Tool(" not in str(ran.steps[0].messages)
+    with pytest.raises(ConfigError, match="Search needs passages"):
+        attempted(tiny_tokenizer, text, operators=["Custom", "Search"])
+
+
+def test_equal_calls_of_the_executor_are_made_once_with_the_same_record(tiny_tokenizer: ChatTokenizer) -> None:
+    asked: list[str] = []
+
+    def answers(request: Request) -> str:
+        asked.append(str(request.messages))
+        return "<answer>42</answer>"
+
+    executor = ScriptedEngine(tiny_tokenizer, answers)
+    settings = {"cache": True, "run": {"temperature": 0.0}}
+    first, second = (attempted(tiny_tokenizer, COT, executor, uid=uid, **settings) for uid in "ab")
+    assert len(asked) == 1 and first.reward == second.reward == 1
+    assert [len(one.steps) for one in (first, second)] == [2, 1]
+    counted = ("prompt_tokens", "completion_tokens", "model_calls", "answer")
+    assert [first.metadata["workflow"][name] for name in counted] == [
+        second.metadata["workflow"][name] for name in counted
+    ]
+    attempted(tiny_tokenizer, COT, ScriptedEngine(tiny_tokenizer, answers), **settings)
+    attempted(tiny_tokenizer, COT, executor)
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from midstream.core.config import Config
 from midstream.core.errors import ConfigError, TaskError, nearest
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task
+from midstream.tasks.assorted import assorted
 from midstream.tasks.calculate import calculate
 from midstream.tasks.curriculum import CurriculumConfig, InOrder
 from midstream.tasks.direct import direct
@@ -40,6 +41,7 @@ TaskSetFactory = Callable[[int], TaskSet]
 """Makes a task set from a seed, which may determine order but never splits."""
 
 _REGISTRY: dict[str, TaskSetFactory] = {
+    "assorted": assorted,
     "calculate": calculate,
     "compare": compare,
     "direct": direct,

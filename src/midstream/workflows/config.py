@@ -40,6 +40,9 @@ class WorkflowConfig(Config):
     """Executor that proposes changes of workflows and prompts; null changes them at random."""
     operators: str | tuple[str, ...] = ()
     """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all."""
+    passages: str | None = None
+    """What the operator `Search` finds: `facts`, the bundled facts about countries and cities, or texts as in
+    `flow.tool_settings.search.documents`; null does not offer it."""
     start: str = "io"
     """The workflow that a search or a prompt optimisation starts from: a baseline, or a file."""
     prompt_runs: int = Field(default=500, ge=1)

@@ -27,6 +27,7 @@ from midstream.workflows.problems import errors
 _THINK = ("Think step by step.", "Solve it step by step.", "Work step by step, then answer.")
 _BRIEF = ("Answer briefly.", "Give the answer alone.", "Reply with the answer only.")
 _CALL = "x = await self.custom(input=problem, instruction=self.prompts['SOLVE'])"
+_SEARCH = "f = await self.search(query=problem, k=1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,19 @@ SHAPES: Mapping[str, Shape] = {
         ),
         "problem, entry_point",
     ),
+    "lookup": Shape({"search": "Search"}, (), (_SEARCH, "return f['response']")),
+    "lookup_program": Shape(
+        {"search": "Search", "programmer": "Programmer"},
+        (),
+        (
+            _SEARCH,
+            "x = await self.programmer(problem=f['response'] + ' ' + problem)",
+            "return x['output']",
+        ),
+    ),
 }
 """Shapes by name: one short answer, one answer step by step, a program, a vote of 3 or 5 samples, a review with one
-revision, and code with its public tests."""
+revision, code with its public tests, a passage that is found, and a program that is given one."""
 BY_KIND: Mapping[str, str] = {"math": "program", "code": "tested", "qa": "direct", "choice": "vote"}
 """The shape that is shown for a task that names none, by its `problem_type` or kind; else `steps`."""
 

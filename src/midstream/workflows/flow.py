@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,24 +22,29 @@ from midstream.core.prices import PRICES, Price, price_of
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message
+from midstream.engines.base import Engine
 from midstream.engines.chat import ChatTokenizer
 from midstream.record.recorder import Call
 from midstream.rewards.answers import after_thinking
 from midstream.rewards.programs import shared_sandbox
 from midstream.tools import Toolbox
+from midstream.workflows.cache import CachedModel, ResponseCache
 from midstream.workflows.checker import Checked, check_text
 from midstream.workflows.demonstrate import WorkflowDemonstrator
 from midstream.workflows.grammar import rules_of, workflow_constraint
 from midstream.workflows.limits import WorkflowLimits
-from midstream.workflows.model import ModelReply
+from midstream.workflows.model import Model, ModelReply
 from midstream.workflows.operators import AFLOW_SETS, OPERATORS
 from midstream.workflows.operators.declare import OperatorSet
+from midstream.workflows.passages import open_passages
 from midstream.workflows.problems import errors
 from midstream.workflows.run.runner import WorkflowInput, WorkflowRunner
 from midstream.workflows.run.settings import RunSettings
 from midstream.workflows.run.trace import WorkflowRun
 
 EXECUTOR = "executor"
+_CACHES: WeakKeyDictionary[Engine, ResponseCache] = WeakKeyDictionary()
+"""Replies of executors, by their engine."""
 WRITER_GUIDE = """Write a workflow that solves the problem below, and a prompt for each operator that needs one.
 Do not solve it yourself. An easy problem needs one call of one operator.
 
@@ -57,7 +63,10 @@ class WorkflowWriterSettings(Config):
 
     operators: str | tuple[str, ...] = ()
     """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all that can
-    run: `Tool` needs tools, and `Search` cannot run here."""
+    run: `Tool` needs tools, `Search` needs `passages`."""
+    passages: str | None = None
+    """What `Search` finds: `facts`, the bundled facts about countries and cities, or texts as in
+    `flow.tool_settings.search.documents`."""
     repairs: int = Field(default=0, ge=0)
     """How often a reply that the checker refuses is sent back with the checker's messages."""
     constrained: bool = False
@@ -73,6 +82,10 @@ class WorkflowWriterSettings(Config):
     """US dollars for a million prompt tokens of the executor; the price table when not given."""
     completion_usd: float | None = Field(default=None, ge=0)
     """US dollars for a million response tokens of the executor."""
+    cache: bool = False
+    """Make equal calls of the executor (messages, sampling parameters and seed) once in a run. Attempts at one task
+    share seeds, so those that write the same workflow share its replies. A repeated call has its tokens and cost in the
+    record of the workflow, but no step of its own."""
     run: RunSettings = RunSettings()
     """How the workflow is run."""
     limits: WorkflowLimits = WorkflowLimits()
@@ -85,12 +98,12 @@ class WorkflowWriterSettings(Config):
             known = AFLOW_SETS if isinstance(operators, str) else OPERATORS
             if name not in known:
                 raise ValueError(f"no '{name}'; {nearest(name, known)}")
-            if not isinstance(operators, str) and "search" in OPERATORS[name].needs:
-                raise ValueError(f"{name} needs passages to search, which this flow does not have; use Tool")
         return operators
 
     @model_validator(mode="after")
-    def _has_a_grammar(self) -> WorkflowWriterSettings:
+    def _complete(self) -> WorkflowWriterSettings:
+        if self.passages is None and not isinstance(self.operators, str) and "Search" in self.operators:
+            raise ValueError("Search needs passages; passages: facts has some about countries and cities")
         if self.constrained:
             rules_of(self.operator_set)
         return self
@@ -99,7 +112,12 @@ class WorkflowWriterSettings(Config):
     def operator_set(self) -> OperatorSet:
         """The operators as a set."""
         names = AFLOW_SETS[self.operators] if isinstance(self.operators, str) else self.operators
-        return OPERATORS.only(names) if names else OPERATORS.offered(("sandbox", "tools"))
+        return OPERATORS.only(names) if names else OPERATORS.offered(("sandbox", "tools", "search"))
+
+    def offered(self, tools: bool) -> OperatorSet:
+        """The operators that can run, with tools or without."""
+        given = {"sandbox": True, "tools": tools, "search": self.passages is not None}
+        return self.operator_set.offered([name for name, is_given in given.items() if is_given])
 
 
 @register("workflow_writer")
@@ -117,7 +135,7 @@ class WorkflowWriterFlow(AgentFlowBase):
         cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
     ) -> Demonstrator:
         assert isinstance(settings, WorkflowWriterSettings)
-        operators = settings.operator_set.offered(("sandbox", "tools") if toolbox.known else ("sandbox",))
+        operators = settings.offered(bool(toolbox.known))
         return WorkflowDemonstrator(tokenizer, operators, settings.limits, wrong=wrong, seed=seed)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
@@ -145,7 +163,7 @@ class WorkflowWriterFlow(AgentFlowBase):
     @property
     def _operators(self) -> OperatorSet:
         """The operators that can run: `Tool` only where the agent has tools."""
-        return self.config.operator_set.offered(("sandbox", "tools") if self.session.tools.shown() else ("sandbox",))
+        return self.config.offered(bool(self.session.tools.shown()))
 
     async def _written(self, sampling: SamplingParams) -> Checked:
         """What the policy wrote last, and the checker's verdict."""
@@ -172,13 +190,17 @@ class WorkflowWriterFlow(AgentFlowBase):
 
     async def _executed(self, checked: Checked) -> WorkflowRun:
         assert checked.workflow is not None
+        model: Model = ExecutorModel(self, self.config)
+        if self.config.cache:
+            model = CachedModel(model, _cache_of(self.session.role_engines[EXECUTOR].engine))
         runner = WorkflowRunner(
-            ExecutorModel(self, self.config),
+            model,
             operators=self._operators,
             settings=self.config.run,
             limits=self.config.limits,
             sandbox=await shared_sandbox() if _runs_code(checked, self._operators) else None,
             tools=self.session.tools,
+            search=open_passages(self.config.passages),
         )
         # The same for all attempts at a task, so that their rewards differ by what was written.
         seed = derive_seed("workflow", self.session.recorder.prompt_uid)
@@ -209,6 +231,12 @@ class ExecutorModel:
             finish_reason=step.finish_reason,
             latency_s=step.latency_s,
         )
+
+
+def _cache_of(engine: Engine) -> ResponseCache:
+    if engine not in _CACHES:
+        _CACHES[engine] = ResponseCache()
+    return _CACHES[engine]
 
 
 def _runs_code(checked: Checked, operators: OperatorSet) -> bool:

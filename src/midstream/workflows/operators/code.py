@@ -50,7 +50,7 @@ async def programmer(context: OperatorContext, problem: str, analysis: str = "No
     hints = "" if analysis in ("", "None") else f"Analysis:\n{analysis}"
     feedback, code, output = "", "", "Error: no code was written"
     for _ in range(PROGRAMMER_TRIES):
-        form = "Reply with the whole program in one ```python block."
+        form = "Reply with the whole program in one ```python block that starts with def solve():"
         reply = await context.ask(joined(guidance, f"Problem:\n{problem}", hints, feedback, form))
         written = code_of(reply, "solve")
         if written is None:

@@ -18,6 +18,7 @@ from midstream.workflows.executors import open_models
 from midstream.workflows.files import load_workflow
 from midstream.workflows.hybrid import write_hybrid
 from midstream.workflows.model import Model
+from midstream.workflows.passages import open_passages
 from midstream.workflows.run.runner import WorkflowRunner
 from midstream.workflows.search.candidate import Candidate
 from midstream.workflows.search.comparison import Comparison, Entry, compare
@@ -159,7 +160,8 @@ async def open_runner(
             cache = ResponseCache(config.folder / CACHE)
             stack.callback(cache.close)
         opened = models or await open_models(config.executors, stack, cache)
-        runner = WorkflowRunner(opened, settings=config.run, limits=config.limits)
+        search = open_passages(config.passages)
+        runner = WorkflowRunner(opened, settings=config.run, limits=config.limits, search=search)
         stack.push_async_callback(runner.close)
         yield runner, opened
 
