@@ -43,7 +43,7 @@ def test_an_endless_expression_scores_zero_and_grading_continues() -> None:
 
 def test_mathematics_is_graded_from_several_threads() -> None:
     with ThreadPoolExecutor(4) as threads:
-        scores = list(threads.map(lambda number: math_verify(f"{number}/2", str(number / 2)), range(8)))
+        scores = list(threads.map(lambda number: math_verify(f"{number}/2", str(number / 2)), range(1, 17, 2)))
     assert scores == [1.0] * 8
 
 

@@ -25,8 +25,9 @@ LONGEST = 400
 def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
     """Return whether `text` states something mathematically equal to `reference`, and nothing that contradicts it.
 
-    Also returns False when the comparison takes longer than `timeout_s` or fails. Thread-safe. Raises `UserError` when
-    math-verify is needed but missing.
+    A number is stated only when it is worked out: `875/35` does not state 25, `875/35 = 25` does. Also returns False
+    when the comparison takes longer than `timeout_s` or fails. Thread-safe. Raises `UserError` when math-verify is
+    needed but missing.
     """
     gold = latex(extract_answer(str(reference)))
     stated = stated_mathematics(text)
@@ -37,6 +38,8 @@ def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
     if _numbers_differ(stated, gold) or _ENDLESS.search(stated) or _shape(stated) != _shape(gold):
         return False
     parts = [part for part in re.split(r"(?<![<>!\\=])=(?!=)", stated) if part.strip()]
+    if whole_number(gold) is not None and all(_is_sum_to_do(part) for part in parts):
+        return False
     if "=" in gold or len(parts) < 2:
         return compare([(gold, stated)], timeout_s)[0]
     # Each side of an equation that does not name an unknown must equal the answer: 13 = 12 is not 12.
@@ -148,6 +151,22 @@ def _numbers_differ(stated: str, gold: str) -> bool:
 def _shape(text: str) -> tuple[bool, bool]:
     """Return features that math-verify ignores: the base of a number (`12_3`) and a ratio (`2:1`)."""
     return re.search(r"\d\s*_", text) is not None, re.search(r"\d\s*:\s*\d", text) is not None
+
+
+_SCIENTIFIC = re.compile(r"[\d.]+\s*\\(?:times|cdot)\s*10\s*\^\s*\{?\s*-?\d+\s*\}?")
+_FRACTION = re.compile(r"\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(?<![\d./])(\d+)\s*/\s*(\d+)(?![\d./])")
+_OPERATION = re.compile(r"[\d)}.]\s*(?:[-+*/]|\\(?:times|cdot|div)(?![A-Za-z]))\s*\\?[\w({]")
+
+
+def _is_sum_to_do(part: str) -> bool:
+    """Return whether a side of an equation is arithmetic that is left to do: an operation on numbers other than a
+    fraction, a mixed number or scientific notation, or a fraction that is a whole number."""
+    part = re.sub(_SCIENTIFIC, "1", part)
+    for found in _FRACTION.finditer(part):
+        top, bottom = (int(group) for group in found.groups() if group is not None)
+        if bottom > 1 and top % bottom == 0:
+            return True
+    return _OPERATION.search(re.sub(_FRACTION, "1", part)) is not None
 
 
 def _has_unknown(part: str) -> bool:

@@ -1,7 +1,7 @@
 """Parses numbers in text: signs, thousands separators, decimals, exponents, fractions, currencies, percent, "million".
 
 Ignores number words ("twelve"), roman numerals, decimal commas, and numbers that are part of a larger expression
-(`10^3`, `3x`, `\\sqrt{2}`, "12 squared", "less than 12").
+(`10^3`, `3x`, `\\sqrt{2}`, `875 / 35`, "12 squared", "less than 12").
 """
 
 from __future__ import annotations
@@ -327,9 +327,9 @@ def _read(match: re.Match[str]) -> Number | None:
         value *= Fraction(10) ** power
     else:
         bottom = int(part["bottom"] or part["bottom1"] or part["under"])
-        if bottom == 0:
-            return None
         top = int(part["top"] or part["top1"] or part["over"])
+        if bottom == 0 or (bottom > 1 and top % bottom == 0):
+            return None  # a division that is left to do: "875 / 35" does not state 25
         value = Fraction(top, bottom) + int(part["whole"] or part["units"] or 0)
     if part["sign"] == "-" or part["sign2"]:
         value = -value
