@@ -1,8 +1,9 @@
 """Three peers in a ring: `python examples/peers.py`. Seconds, without a model.
 
 A researcher, a summariser and a proofreader pass messages on until the proofreader is content. Here scripts play them.
-`python examples/peers.py --train` trains SmolLM2 in every role, in twenty minutes on a CPU: first on demonstrations, most of
-which look up something else than what was asked for; then by reinforcement. A quarter of the countries is held out.
+`python examples/peers.py --train` trains SmolLM2 in every role, in twenty minutes on one CPU core: first on
+demonstrations, most of which look up something else than what was asked for; then by reinforcement. A quarter of the
+countries is held out.
 """
 
 import asyncio

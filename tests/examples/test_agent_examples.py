@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from benchmarks.agent_examples import difference
+from benchmarks.agent_examples import Result
 
 import midstream as ms
 from midstream.core.types import Task, Trajectory
@@ -141,7 +141,16 @@ def test_it_trains_an_adapter_and_evaluates_before_and_after(example: ModuleType
 
 def test_the_table_of_the_examples_compares_before_and_after_by_task() -> None:
     before, after = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
-    alike = difference(before, after, {"a": "x", "b": "x", "c": "y", "d": "y"})
-    assert (alike.low, alike.high) == (0.0, 1.0)
-    swapped = {task: 1.0 - value for task, value in before.items()}
-    assert difference(before, swapped, dict.fromkeys("abcd", "x")) == (0.0, 0.0)
+    scores = {"base": before, "final": after, "swapped": {task: 1.0 - value for task, value in before.items()}}
+    alike = Result(scores, {"a": "x", "b": "x", "c": "y", "d": "y"}, 90.0)
+    assert alike.difference("base", "final") == (0.0, 1.0)
+    assert Result(scores, dict.fromkeys("abcd", "x"), 90.0).difference("base", "swapped") == (0.0, 0.0)
+    cells = [
+        "`one.py`",
+        "4 about 2 things",
+        "0.50 (0.15-0.85)",
+        "1.00 (0.51-1.00)",
+        "+0.50 (+0.00 to +1.00)",
+        "1.5 min",
+    ]
+    assert alike.row("one", ["base", "final"]) == f"| {' | '.join(cells)} |"

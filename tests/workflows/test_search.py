@@ -96,7 +96,7 @@ def test_a_search_finds_a_better_workflow(strategy: str) -> None:
     first = found.candidates[0].score
     assert first is not None and found.candidate.score is not None and found.candidate.score > first + 0.3
     assert "step by step" in str(found.best.prompts) and found.reason == "14 rounds"
-    assert found.tokens > 0 and found.cost_usd is not None
+    assert found.tokens and found.cost_usd is not None
     assert len({one.workflow for one in found.candidates if one.workflow}) == sum(
         one.workflow is not None for one in found.candidates
     )

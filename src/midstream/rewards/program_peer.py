@@ -193,8 +193,9 @@ def _named(value: Any) -> Any:
     if vars(builtins).get(name) is value:
         return {"builtin": name}
     module = getattr(value, "__module__", None)
-    known = _program is None and isinstance(module, str) and module in sys.stdlib_module_names
-    return {"import": [module, name]} if known and getattr(sys.modules.get(module), name, None) is value else None
+    if _program is not None or not isinstance(module, str) or module not in sys.stdlib_module_names:
+        return None
+    return {"import": [module, name]} if getattr(sys.modules.get(module), name, None) is value else None
 
 
 def _mine(value: Any) -> dict[str, Any]:
