@@ -33,7 +33,7 @@ from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.draft import ends, joined, reached
 from midstream.workflows.search.evaluation import WorkflowEvaluator
 from midstream.workflows.search.features import Feature, best_rule, features
-from midstream.workflows.search.finals import choose, expected_tokens, halvings
+from midstream.workflows.search.finals import choose_finalist, expected_tokens, halvings
 from midstream.workflows.search.guided import GuidedProposer, JoiningProposer
 from midstream.workflows.search.proposals import ModelProposer, RandomProposer
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
@@ -213,7 +213,7 @@ def test_a_lucky_candidate_loses_on_other_tasks() -> None:
 
     async def act() -> Any:
         async with WorkflowRunner(ScriptedModel(two_sided)) as runner:
-            return await choose(
+            return await choose_finalist(
                 [lucky, sound], lambda one: workflows[one.number] or START, WorkflowEvaluator(runner, OTHER)
             )
 

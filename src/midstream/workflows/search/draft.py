@@ -16,7 +16,7 @@ from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.run.evaluate import Evaluator, WorkflowFailed
 
-Place = tuple[bool, ...]
+BranchPath = tuple[bool, ...]
 """Where an end is: for each final branch from the outside in, whether it is on the side of a true condition."""
 
 PROBLEM = ir.Input("problem")
@@ -30,7 +30,7 @@ class Draft:
         workflow: ir.Workflow,
         operators: OperatorSet,
         pool: Mapping[str, str],
-        place: Place = (),
+        place: BranchPath = (),
         problems: Sequence[str] = (),
     ) -> None:
         self.operators, self.pool, self.problems = operators, pool, problems
@@ -83,7 +83,7 @@ class Draft:
         return _with(self._whole, self._place, tuple(self.body))
 
 
-def ends(body: Sequence[ir.Statement]) -> list[Place]:
+def ends(body: Sequence[ir.Statement]) -> list[BranchPath]:
     """The places of all ends of a body."""
     last = body[-1] if body else None
     if isinstance(last, ir.Branch) and _returns(last.then) and _returns(last.otherwise):
@@ -92,7 +92,7 @@ def ends(body: Sequence[ir.Statement]) -> list[Place]:
     return [()]
 
 
-def reached(workflow: ir.Workflow, problem: str) -> Place | None:
+def reached(workflow: ir.Workflow, problem: str) -> BranchPath | None:
     """The end that a problem reaches; None when it depends on more than the problem's text."""
     evaluator = Evaluator({"problem": problem}, workflow.prompts, WorkflowLimits())
     body, place = workflow.body, list[bool]()
@@ -185,7 +185,7 @@ def _given(body: tuple[ir.Statement, ...], condition: ir.Expression, holds: bool
     return (*body[:-1], replace(last, then=then, otherwise=otherwise))
 
 
-def _at(body: tuple[ir.Statement, ...], place: Place) -> tuple[ir.Statement, ...]:
+def _at(body: tuple[ir.Statement, ...], place: BranchPath) -> tuple[ir.Statement, ...]:
     for side in place:
         last = body[-1]
         assert isinstance(last, ir.Branch)
@@ -193,7 +193,7 @@ def _at(body: tuple[ir.Statement, ...], place: Place) -> tuple[ir.Statement, ...
     return body
 
 
-def _with(body: tuple[ir.Statement, ...], place: Place, end: tuple[ir.Statement, ...]) -> tuple[ir.Statement, ...]:
+def _with(body: tuple[ir.Statement, ...], place: BranchPath, end: tuple[ir.Statement, ...]) -> tuple[ir.Statement, ...]:
     if not place:
         return end
     last = body[-1]

@@ -15,7 +15,7 @@ from midstream.workflows.checker import check_workflow
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.problems import errors
-from midstream.workflows.search.draft import PROBLEM, Draft, Place, ends, rebuilt
+from midstream.workflows.search.draft import PROBLEM, BranchPath, Draft, ends, rebuilt
 from midstream.workflows.search.features import Feature, words
 from midstream.workflows.write_python import write_expression
 
@@ -50,7 +50,7 @@ class EditSpace:
     pool: Mapping[str, str] = field(default_factory=lambda: PROMPT_POOL)
 
     def apply(
-        self, edit: str, workflow: ir.Workflow, place: Place, rng: random.Random, problems: Sequence[str] = ()
+        self, edit: str, workflow: ir.Workflow, place: BranchPath, rng: random.Random, problems: Sequence[str] = ()
     ) -> Edited | None:
         """The workflow after an edit at one of its ends. None when the edit cannot be made there, or makes no valid
         workflow."""

@@ -29,7 +29,7 @@ class Choice:
     seconds: float = 0.0
 
 
-async def choose(
+async def choose_finalist(
     finalists: Sequence[Candidate],
     read: Callable[[Candidate], ir.Workflow],
     evaluator: WorkflowEvaluator,
@@ -65,7 +65,7 @@ async def choose(
 
 
 def expected_tokens(finalists: Sequence[Candidate], tasks: int, repeats: int) -> float:
-    """Tokens that `choose` is expected to use, if the finalists with the longest runs stay."""
+    """Tokens that `choose_finalist` is expected to use, if the finalists with the longest runs stay."""
     rounds, total = halvings(len(finalists)), 0.0
     runs = sorted((one.run_tokens for one in finalists), reverse=True)
     for _ in range(rounds):

@@ -12,7 +12,7 @@ from midstream.workflows.hybrid import read_workflow, write_hybrid
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.search.candidate import Candidate, Experience, Failure
-from midstream.workflows.search.draft import Place, ends, joined, reached
+from midstream.workflows.search.draft import BranchPath, ends, joined, reached
 from midstream.workflows.search.edits import EDITS, PROMPT_POOL, EditSpace
 from midstream.workflows.search.features import Rule, best_rule
 from midstream.workflows.search.proposals import Proposal, Proposer
@@ -100,9 +100,9 @@ def _improves(rule: Rule, gaps: Mapping[str, float], parent: Candidate, experien
     return sum(differences(made, best.scores).values()) > 0
 
 
-def _failing(parent: Candidate, workflow: ir.Workflow, experience: Experience) -> dict[Place, list[str]]:
+def _failing(parent: Candidate, workflow: ir.Workflow, experience: Experience) -> dict[BranchPath, list[str]]:
     """Problems that the parent gets wrong, by the end that they reach."""
-    found: dict[Place, list[str]] = {}
+    found: dict[BranchPath, list[str]] = {}
     for name, score in parent.scores.items():
         task = experience.tasks.get(name)
         place = None if task is None or score >= 0.5 else reached(workflow, task.question)

@@ -1,6 +1,6 @@
 """Compares workflows on the tasks they share, so that the difficulty of the tasks cancels out.
 
-`behind` decides when a candidate is given up; `choose` chooses among the best ones.
+`behind` decides when a candidate is given up; `choose_finalist` (finals.py) chooses among the best ones.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from midstream.workflows.run.trace import WorkflowRun, known_sum
 from midstream.workflows.search.candidate import MAX_FAILURES, Candidate, Experience, Failure, failure, kind_of
 from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.evaluation import Evaluation, WorkflowEvaluator
-from midstream.workflows.search.finals import Choice, choose, expected_tokens
+from midstream.workflows.search.finals import Choice, choose_finalist, expected_tokens
 from midstream.workflows.search.proposals import SHOWN_FAILURES, Proposer
 from midstream.workflows.search.selection import selection
 
@@ -223,7 +223,7 @@ class WorkflowSearch:
                     return made
         if self.settings.final_repeats < 1:
             return Choice(finalists=numbers, chosen=numbers[0])
-        choice = await choose(finalists, self._read, self._final, self._evaluator.repeats)
+        choice = await choose_finalist(finalists, self._read, self._final, self._evaluator.repeats)
         if path is not None:
             path.write_text(json.dumps(asdict(choice)) + "\n", encoding="utf-8")
         return choice
