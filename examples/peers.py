@@ -58,7 +58,8 @@ def questions(seed: int) -> ms.TaskSet:
             looked_up = ATTRIBUTES[(place + n) % 3]
             written = replies(looked_up, country.in_text, getattr(country, looked_up))
             prompt = f"What is the {asked} of {country.in_text}? Answer in one sentence."
-            given = {"answer": getattr(country, asked), "metadata": {"demonstration": written}}
+            shown = {"about": country.in_text, "demonstration": written}
+            given = {"answer": getattr(country, asked), "metadata": shown}
             tasks.append(ms.Task(id=f"{asked}-{n}", prompt=prompt, split=split, kind=asked, **given))
     return ms.FiniteTaskSet("questions_to_peers", tasks, seed)
 
@@ -68,7 +69,8 @@ def sentence_with_answer(task: ms.Task, answer: str | None) -> float:
     """1 for a sentence of at most ten words that holds the answer; half of that for a longer one, or no sentence."""
     text = (answer or "").strip()
     short = text.endswith(".") and len(text.split()) <= 10
-    return (1.0 if short else 0.5) * (re.search(rf"\b{re.escape(task.answer)}\b", text) is not None)
+    said = text.replace(task.metadata["about"], "")  # South Africa is no answer to what its continent is
+    return (1.0 if short else 0.5) * (re.search(rf"\b{re.escape(task.answer)}\b", said) is not None)
 
 
 def training() -> dict[str, Any]:

@@ -59,7 +59,8 @@ def test_answers_are_graded_and_a_missing_reference_is_not_a_zero() -> None:
     assert value_of("correctness", a_trajectory(answer="12.0")) == 1.0
     assert value_of("exact_match", a_trajectory(answer="12.0")) == 0.0
     assert value_of("f1", a_trajectory(answer="the cat sat", reference="cat sat down")) == pytest.approx(0.8)
-    assert value_of("math", a_trajectory(answer=r"$\frac{24}{2}$")) == 1.0
+    assert value_of("math", a_trajectory(answer=r"$\sqrt{144}$")) == 1.0
+    assert value_of("math", a_trajectory(answer=r"$\frac{24}{2}$")) == 0.0
 
 
 def test_format_is_the_share_of_steps_that_parsed() -> None:
