@@ -9,6 +9,7 @@ import pytest
 
 from midstream.core.errors import UserError
 from midstream.rewards import math_process
+from midstream.rewards.graders import answer_correct
 from midstream.rewards.math_process import compare
 from midstream.rewards.mathematics import math_verify
 
@@ -52,3 +53,24 @@ def test_a_missing_package_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="math-verify"):
         math_verify("1 + x", "x + 1")
+
+
+SUMS_TO_DO = [
+    ("3+4", 7),
+    ("So, 875 / 35 =", 25),
+    ("875/35", "25"),
+    ("\\boxed{5 \\times 5}", "25"),
+    ("$\\frac{50}{2}$", 25),
+    ("The answer is 100 - 75", 25),
+]
+STATED = [("875 / 35 = 25", 25), ("2.5 \\times 10^1", 25), ("6/8", "3/4"), ("1 1/2", 1.5), ("25/1", 25), ("-(-25)", 25)]
+
+
+@pytest.mark.parametrize(("prediction", "answer"), SUMS_TO_DO)
+def test_arithmetic_that_is_left_to_do_states_no_number(prediction: str, answer: Any) -> None:
+    assert math_verify(prediction, answer) == answer_correct(prediction, answer) == 0.0
+
+
+@pytest.mark.parametrize(("prediction", "answer"), STATED)
+def test_a_number_may_be_a_fraction_or_follow_its_sum(prediction: str, answer: Any) -> None:
+    assert math_verify(prediction, answer) == 1.0

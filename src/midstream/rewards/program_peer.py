@@ -242,9 +242,8 @@ async def _awaited(number: int) -> Any:
 def ask(do: str, of: int | None, *given: Any, **named: Any) -> Any:
     """Let the other side do something, and serve what it asks for meanwhile. Raises what it raises."""
     seen = Containers()
-    arguments = [encode(one, seen) for one in given]
-    message: Any = {"do": do, "of": of, "given": arguments, "named": {k: encode(v, seen) for k, v in named.items()}}
-    reply = _exchanged(message)
+    arguments = {"given": [encode(one, seen) for one in given], "named": {k: encode(v, seen) for k, v in named.items()}}
+    reply = _exchanged({"do": do, "of": of, **arguments})
     while "do" in reply:
         reply = _exchanged(serve(reply))
     for made, parts in zip(tuple(seen.all), reply["containers"], strict=False):

@@ -15,7 +15,7 @@ from midstream.workflows.search.candidate import Candidate, Experience, Failure
 from midstream.workflows.search.draft import BranchPath, ends, joined, reached
 from midstream.workflows.search.edits import EDITS, PROMPT_POOL, EditSpace
 from midstream.workflows.search.features import Rule, best_rule
-from midstream.workflows.search.proposals import Proposal, Proposer
+from midstream.workflows.search.proposals import NO_NEW_EDIT, Proposal, Proposer, proposed
 from midstream.workflows.search.racing import differences
 
 LEAST_SHARED = 8
@@ -62,8 +62,7 @@ class GuidedProposer:
         rng = random.Random(seed)
         alone = [one for one in self._space.one_calls(workflow) if not experience.has(write_hybrid(one.workflow))]
         if alone:
-            found = rng.choice(alone)
-            return Proposal(workflow=found.workflow, modification=found.description, edit=found.edit)
+            return proposed(rng.choice(alone))
         failing = _failing(parent, workflow, experience)
         weights = {place: 0.5 + len(failing.get(place, ())) for place in ends(workflow.body)}
         for edit in _drawn_edits(experience, rng):
@@ -71,8 +70,8 @@ class GuidedProposer:
                 place = rng.choices(list(weights), list(weights.values()))[0]
                 found = self._space.apply(edit, workflow, place, rng, failing.get(place, ()))
                 if found is not None and not experience.has(write_hybrid(found.workflow)):
-                    return Proposal(workflow=found.workflow, modification=found.description, edit=edit)
-        return Proposal(workflow=None, modification="", problems=("no new valid edit was found",))
+                    return proposed(found)
+        return NO_NEW_EDIT
 
 
 def _rules(parent: Candidate, experience: Experience) -> list[tuple[Rule, Candidate]]:

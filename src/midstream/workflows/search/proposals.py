@@ -19,7 +19,7 @@ from midstream.workflows.operators.declare import OperatorSet
 from midstream.workflows.operators.replies import tagged
 from midstream.workflows.problems import errors
 from midstream.workflows.search.candidate import MAX_FAILURE_CHARS, Candidate, Experience, Failure
-from midstream.workflows.search.edits import PROMPT_POOL, EditSpace, random_edit
+from midstream.workflows.search.edits import PROMPT_POOL, Edited, EditSpace, random_edit
 from midstream.workflows.search.racing import differences
 
 SHOWN_FAILURES = 3
@@ -49,6 +49,14 @@ class Proposal:
     model_calls: int = 0
 
 
+NO_NEW_EDIT = Proposal(workflow=None, modification="", problems=("no new valid edit was found",))
+
+
+def proposed(edited: Edited) -> Proposal:
+    """Return an edit of a graph as a proposal."""
+    return Proposal(workflow=edited.workflow, modification=edited.description, edit=edited.edit)
+
+
 class Proposer(Protocol):
     """Proposes a workflow that differs from its parent."""
 
@@ -73,8 +81,8 @@ class RandomProposer:
         for _ in range(UNKNOWN_TRIES):
             found = random_edit(workflow, rng, self._space, problems)
             if found is not None and not experience.has(write_hybrid(found.workflow)):
-                return Proposal(workflow=found.workflow, modification=found.description, edit=found.edit)
-        return Proposal(workflow=None, modification="", problems=("no new valid edit was found",))
+                return proposed(found)
+        return NO_NEW_EDIT
 
 
 class ModelProposer:
