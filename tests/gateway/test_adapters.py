@@ -10,10 +10,14 @@ import torch
 from tests.engines.test_adapters import add
 from tests.gateway.served import Served, error
 
-from midstream.engines.publication import Publisher
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import Publication, Publisher
+from midstream.engines.scripted import ScriptedEngine
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
+from midstream.gateway.sessions.adapters import ServedAdapters
 from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.record.recorder import RoleEngine
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_a_request_chooses_an_adapter_by_its_model(served: Served, trained: Deco
     assert [(step.adapter, step.policy_version) for step in opened.steps] == [
         ("solver", 7),
         ("critic", 8),
-        ("critic", 8),  # the first in alphabetical order, and not the one loaded last
+        ("critic", 8),  # the first in alphabetical order
     ]
     for step in opened.steps:
         for name in ("solver", "critic"):
@@ -105,3 +109,22 @@ def test_one_adapter_needs_no_name(tiny_path: Path, tiny_tokenizer, trained: Dec
         assert [(step.adapter, step.policy_version) for step in opened.steps] == [("solver", 3)]
     finally:
         served.stop()
+
+
+@pytest.mark.parametrize(
+    ("loaded", "names"),
+    [
+        (("alpha",), ()),
+        (("beta", "zeta", "alpha"), ("alpha", "beta", "zeta")),
+        (("alpha", "policy", "beta"), ("policy", "alpha", "beta")),
+    ],
+)
+def test_the_default_adapter_does_not_depend_on_what_was_loaded_last(
+    tiny_tokenizer: ChatTokenizer, loaded: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    served = ServedAdapters(RoleEngine(ScriptedEngine(tiny_tokenizer, "x"), tiny_tokenizer, True))
+    for version, name in enumerate(loaded):
+        served.loaded(Publication(Path(), version, name))
+    assert served.names == names
+    assert served.adapter("tiny") == (names[0] if names else "")
+    assert served.adapter("beta") == ("beta" if names else "")
