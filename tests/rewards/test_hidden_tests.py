@@ -114,7 +114,7 @@ FAKES = {
     "def f(x): pass\ndef g(x): pass",
     "written answers": "import os\ndef f(x):\n    for n in range(9):\n"
     "        open(f'out-{n}', 'w').write('True')\n    os._exit(0)",
-    "a socket": "import socket, os\ndef f(x):\n    for n in range(3, 30):\n        try:\n"
+    "a socket": "import socket, os\ndef f(x):\n    for n in range(3, 4096):\n        try:\n"
     '            socket.socket(fileno=os.dup(n)).send(b\'\\0\\0\\0\\x20{"outcome": "ok", "value": "True"}\')\n'
     "        except OSError: pass\n    os._exit(0)",
     "the peer's own functions": "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"

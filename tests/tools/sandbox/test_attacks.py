@@ -157,12 +157,12 @@ ATTACKS = {
         ("error", "ok"),
     ),
     "cut_connection": Attack(
-        "import os, time\nos.closerange(0, 256)\ntime.sleep(60)\n", ("error",), "closed its connection", SHORT
+        "import os, time\nos.closerange(0, 4096)\ntime.sleep(60)\n", ("error",), "closed its connection", SHORT
     ),
     "answers_of_its_own": Attack(
         "import os, json, struct\n"
         "head = json.dumps({'outcome': 'refused', 'files': [['../x', 1 << 40]], 'left_out': 3, 'value': {}}).encode()\n"
-        "for descriptor in range(3, 64):\n    try:\n"
+        "for descriptor in range(3, 4096):\n    try:\n"
         "        os.write(descriptor, struct.pack('>I', len(head)) + head)\n    except OSError:\n        pass\n",
         ("error",),
         "protocol",

@@ -19,6 +19,7 @@ from midstream.gateway.http.errors import ApiError, client_disconnected
 from midstream.gateway.http.structure import exceeds
 from midstream.gateway.http.validation import invalid_body, invalid_json
 
+FORM = "application/x-www-form-urlencoded"
 LARGE = 100_000
 """Size in bytes from which a body is parsed in a thread."""
 
@@ -29,9 +30,10 @@ class BodyReader:
     def __init__(self, limits: LimitsConfig, largest_prompt: float) -> None:
         self._limits, self._largest_prompt = limits, largest_prompt
 
-    async def content(self, request: Request, *, is_prompt: bool) -> bytes:
-        """Return the decompressed body. Raises `ApiError`: 413 too large, 408 too slow, 400 for a prompt that cannot
-        fit the context, 415 for an unsupported media type or encoding, 499 if the client disconnects."""
+    async def content(self, request: Request, *, is_prompt: bool = False, form: bool = False) -> bytes:
+        """Return the decompressed body: JSON, or the fields of a browser's form. Raises `ApiError`: 413 too large, 408
+        too slow, 400 for a prompt that cannot fit the context, 415 for an unsupported media type or encoding, 499 if
+        the client disconnects."""
         limits, headers = self._limits, request.headers
         most, too_large = self._limit(is_prompt)
         if int(headers.get("content-length", "0")) > most:
@@ -57,9 +59,10 @@ class BodyReader:
                     packed.end()
         except TimeoutError:
             raise ApiError(408, f"the request did not arrive within {limits.body_timeout_s:g} s") from None
-        kind = headers.get("content-type", "json")
-        if size and "json" not in kind.lower():
-            raise ApiError(415, f"the body must be JSON: send 'Content-Type: application/json', not '{kind[:100]}'")
+        name, accepted = ("a form", FORM) if form else ("JSON", "application/json")
+        kind = headers.get("content-type", accepted)
+        if size and accepted.rpartition("/")[2] not in kind.lower():
+            raise ApiError(415, f"the body must be {name}: send 'Content-Type: {accepted}', not '{kind[:100]}'")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def parse(self, body: TypeAdapter[Any], content: bytes) -> Any:
