@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 
 import pytest
@@ -213,3 +214,16 @@ def test_calls_of_another_architecture_are_denied() -> None:
     assert verdict("x86_64", 0x40000000) == seccomp.FAIL | 1
     with pytest.raises(KeyError):
         seccomp.program("riscv64")
+
+
+def test_a_sandbox_that_is_not_closed_ends_its_workers_with_the_event_loop() -> None:
+    async def main() -> None:
+        sandbox = await open_sandbox(SandboxConfig(backend="bubblewrap", warm=0))
+        async with sandbox.session() as session:
+            assert (await session.run("6 * 7")).value == "42"
+
+    asyncio.run(main())
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        asyncio.run(main())
+    assert len(os.listdir("/proc/self/fd")) == len(before)

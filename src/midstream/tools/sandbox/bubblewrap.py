@@ -68,12 +68,13 @@ class Bubblewrap(Sandbox):
         return worker
 
     def release(self, worker: Worker) -> None:
-        """Kill `worker`, and wait for its end in the background."""
+        """Kill `worker`, and wait for its end in the background, or with the event loop if that ends first."""
         worker.kill()
         self._taken.discard(worker)
         task = asyncio.ensure_future(worker.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda _: worker.dispose())
 
     def _refill(self) -> None:
         if self._starting is None or self._starting.done():

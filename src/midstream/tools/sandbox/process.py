@@ -273,8 +273,16 @@ class Worker:
         """Kill all processes, wait for their end, and release all resources. Must not be called during a call."""
         self.kill()
         await self._end()
+        self.dispose()
+
+    def dispose(self) -> None:
+        """Release all resources of a killed worker. Blocks until its processes have ended, unless `close` waited."""
         if self._ended < 0:
             return
+        if self._gone is not None and not self._gone.done():
+            self._gone.get_loop().remove_reader(self._ended)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_TIMEOUT_S)
         self._peer.close()
         for descriptor in (self._ended, self._init, self._interpreter, self._folder, *self._outputs):
             if descriptor >= 0:
