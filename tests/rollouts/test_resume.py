@@ -6,13 +6,15 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from midstream.agents.base import FlowSession
+from midstream.agents.resume import call_once, count_calls_with_keys
 from midstream.core.environments import Outcome
 from midstream.core.errors import EngineError
 from midstream.core.failures import Failure, failure_of
@@ -20,11 +22,12 @@ from midstream.core.types import Message, Status, Task, Trajectory
 from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
-from midstream.record.recorder import RoleEngine
+from midstream.record.action_log import SCHEMA, Action, ActionLog, load_actions
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts import Attempt
 from midstream.tasks.environments import ENVIRONMENTS, register_environment
-from midstream.tools import tool
+from midstream.tools import Toolbox, tool
 
 ROOT = Path(__file__).parents[2]
 KILLS = {"plan_and_execute": [4, 7], "autogpt": [5, 6], "coordinator": [7, 6], "peers": [4, 5]}
@@ -227,6 +230,49 @@ def test_the_variables_of_python_are_rebuilt(run: Run) -> None:
         run(Dying(*codes, ANSWER, at=1), **sandbox)
     made = run(Dying(*codes, ANSWER), **sandbox)
     assert made.tool_calls[1].result == "42" and made.metadata["resumed"]["actions"] == 1
+
+
+WRONG = act("call_api", tool="ring", args={"were": "a"})
+
+
+@pytest.mark.parametrize(
+    ("replies", "settings", "refused"),
+    [
+        (calls("a", "b", "c"), {"max_tool_calls": 2}, "over_budget"),
+        (calls("a", "b", "c"), {"tool_use": {"budgets": {"ring": {"calls": 2}}}}, "over_budget"),
+        ([WRONG, WRONG, *calls("c")], {"max_tool_calls": 1, "tool_use": {"max_invalid": 1}}, "over_budget"),
+        (calls("a", "b", "c"), {}, ""),
+    ],
+)
+@pytest.mark.parametrize("at", [None, 1, 2])
+def test_calls_before_the_death_count_against_the_budget(
+    run: Run, replies: list[str], settings: dict[str, Any], refused: str, at: int | None
+) -> None:
+    if at is not None:
+        with pytest.raises(Died):
+            run(Dying(*replies, ANSWER, at=at), **settings)
+    made = run(Dying(*replies, ANSWER), **settings)
+    assert made.tool_calls[2].error_kind == refused and made.answer == "rang"
+
+
+@pytest.mark.parametrize("key", ["", "a step of a plan"])
+def test_a_call_is_counted_once_however_it_is_found_again(tmp_path: Path, key: str) -> None:
+    async def calls_left(known: Sequence[Action]) -> tuple[int | None, list[Action]]:
+        log = ActionLog(store.database, "u", known)
+        recorder = Recorder("u", "p", seed=0)
+        session = FlowSession(
+            task=Task(id="t", prompt="q"), recorder=recorder, role_engines={}, tools=toolbox.session(), sampling={},
+            actions=log,
+        )  # fmt: skip
+        await count_calls_with_keys(session)
+        await call_once(session, "ring", {"where": "a"}, 0, key, lambda: session.tools.call("ring", {"where": "a"}))
+        return session.tools.remaining, store.database.read(lambda connection: load_actions(connection, "u"))
+
+    toolbox = Toolbox([ring], max_calls=3)
+    with Store(tmp_path / "store.sqlite") as store:
+        store.database.require(SCHEMA)
+        left, known = asyncio.run(calls_left(()))
+        assert (left, asyncio.run(calls_left(known))[0], rung) == (2, 2, ["a"])
 
 
 class Corridor:

@@ -85,3 +85,21 @@ def test_a_file_that_is_not_a_recording_is_refused(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"tool": "a"}\n')
     with pytest.raises(ConfigError, match="line 1: not a recorded call"):
         toolbox(replay=str(tmp_path / "other.jsonl"))
+
+
+def test_a_call_of_an_earlier_process_has_had_its_turn(tmp_path):
+    path, numbers = tmp_path / "calls.jsonl", iter(range(2))
+
+    @tool
+    def count() -> str:
+        """Count."""
+        return str(next(numbers))
+
+    first, _ = run(toolbox(count, record=str(path)), ("count", {}), ("count", {}))
+
+    async def resumed():
+        session = toolbox(count, replay=str(path)).session()
+        await session.restore(first)
+        return await session.call("count", {})
+
+    assert (first.result, asyncio.run(resumed()).result) == ("0", "1")

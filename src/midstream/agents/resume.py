@@ -58,7 +58,11 @@ async def call_once(
     use = session.tools.toolbox.use
     rebuild = session.tools.rebuilds(name)
 
+    made = False
+
     async def act() -> dict[str, Any]:
+        nonlocal made
+        made = True
         try:
             return _written(await call())
         except ToolOutage as outage:
@@ -80,9 +84,13 @@ async def call_once(
             step_index=step_index,
         )
         result = await log.settle(key, _written(unknown))
-    if result.pop(_OUTAGE, False):
-        raise ToolOutage(ToolCall(**result))
-    return ToolCall(**result)
+    outage = result.pop(_OUTAGE, False)
+    done = ToolCall(**result)
+    if not made and not key:
+        await session.tools.restore(done)
+    if outage:
+        raise ToolOutage(done)
+    return done
 
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
@@ -93,8 +101,19 @@ def restore_calls(session: FlowSession) -> None:
     """Add the recorded tool calls that a resumed attempt need not make again, such as those of a plan's steps that were
     done, and bring all into the order in which they began."""
     if session.actions is not None:
-        recorded = session.actions.results()
-        session.tool_calls[:] = [ToolCall(**call) for call in recorded if "error_kind" in call and _OUTAGE not in call]
+        session.tool_calls[:] = [ToolCall(**call) for call in session.actions.results() if _is_call(call)]
+
+
+async def count_calls_with_keys(session: FlowSession) -> None:
+    """Count the recorded tool calls with a key, which a resumed attempt may not make again. Those without a key are
+    counted when the attempt comes to them."""
+    for call in session.actions.results(keyed=True) if session.actions is not None else ():
+        if _is_call(call) and not session.tools.rebuilds(call["tool"]):
+            await session.tools.restore(ToolCall(**call))
+
+
+def _is_call(recorded: Any) -> bool:
+    return isinstance(recorded, dict) and "error_kind" in recorded and _OUTAGE not in recorded
 
 
 def _written(call: ToolCall) -> dict[str, Any]:

@@ -113,10 +113,11 @@ class ActionLog:
         self.in_doubt = False
         return await self._finish(self._actions[key], result)
 
-    def results(self) -> list[Any]:
-        """Return the results of finished actions, in the order in which they began."""
+    def results(self, *, keyed: bool = False) -> list[Any]:
+        """Return the results of finished actions, in the order in which they began; with `keyed` only of those with a
+        key."""
         in_order = sorted(self._actions.values(), key=lambda action: action.number)
-        return [from_json(action.result) for action in in_order if action.done]
+        return [from_json(one.result) for one in in_order if one.done and not (keyed and one.key.startswith("#"))]
 
     @property
     def names(self) -> list[str]:

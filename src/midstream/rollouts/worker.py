@@ -12,7 +12,7 @@ from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
-from midstream.agents.resume import IN_DOUBT, RESUMED, check_replayed, divergence
+from midstream.agents.resume import IN_DOUBT, RESUMED, check_replayed, count_calls_with_keys, divergence
 from midstream.agents.toolsets import load_flow_tools
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, ServiceError, UserError, nearest
@@ -210,6 +210,7 @@ class AgentFlowWorker:
         try:
             async with limit:
                 await session.tools.open(session.resources)
+                await count_calls_with_keys(session)
                 flow = self._flow(session, self._config.settings)
                 await flow.run(sampling, **{**fields, **own})
             check_replayed(session)

@@ -20,6 +20,7 @@ TIMEOUT = "timeout"
 UNAVAILABLE = "unavailable"
 OVER_BUDGET = "over_budget"
 REFUSED = "refused"
+INVALID = "invalid_arguments"
 
 
 class ToolError(MidstreamError):

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from midstream.core.errors import nearest
@@ -22,7 +23,7 @@ from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
 from midstream.core.types import ToolCall, ToolSchema
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.combine import CombinedToolset
-from midstream.tools.errors import UNAVAILABLE, ToolOutage
+from midstream.tools.errors import INVALID, UNAVAILABLE, ToolOutage
 from midstream.tools.mask import mask_retrieved_tokens
 from midstream.tools.policies import adapted
 from midstream.tools.toolbox import Toolbox
@@ -121,6 +122,18 @@ class ToolSession:
         call, _ = await self.run(name, arguments, step_index)
         return call
 
+    async def restore(self, call: ToolCall) -> None:
+        """Count a recorded `call` that an interrupted trajectory made: it has used the budget of this session."""
+        await self._list()
+        tool = self.get(call.answered_by) if self.get(call.tool) is None else self.get(call.tool)
+        if tool is None:
+            return
+        if call.error_kind == INVALID:
+            self._count_invalid(tool.name)
+            return
+        self._invalid[tool.name] = 0
+        self._chain.restore(replace(call, tool=tool.name))
+
     async def run(self, name: str, arguments: Any, step_index: int | None = None) -> tuple[ToolCall, ToolResult]:
         """Run a tool like `call`, and return also the result with its images, files and sources."""
         started = time.perf_counter()
@@ -162,12 +175,18 @@ class ToolSession:
         return tool.name, checked.raw, await self._chain.call(tool.name, checked.raw)
 
     def _invalid_call(self, tool: ToolSpec, problems: list[str]) -> ToolResult:
-        self._invalid[tool.name] += 1
         reason = f"{'; '.join(problems)}. Use {tool.signature}"
-        if self._invalid[tool.name] > self.toolbox.use.max_invalid:
-            self._budget.charge(tool.name)
+        if self._count_invalid(tool.name):
             reason = f"wrong {self._invalid[tool.name]} times in a row, so this call counts: {reason}"
-        return ToolResult.failure("invalid_arguments", reason)
+        return ToolResult.failure(INVALID, reason)
+
+    def _count_invalid(self, name: str) -> bool:
+        """Count a call with invalid arguments; returns whether it uses the budget."""
+        self._invalid[name] += 1
+        if self._invalid[name] <= self.toolbox.use.max_invalid:
+            return False
+        self._budget.charge(name)
+        return True
 
     async def _list(self) -> None:
         """Tell the wrappers about the tools added since the last call."""

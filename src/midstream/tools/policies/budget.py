@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.core.toolsets import ToolResult, Toolset
+from midstream.core.types import ToolCall
 from midstream.tools.config import Budget
 from midstream.tools.errors import OVER_BUDGET
 from midstream.tools.policies.wrapper import ToolsetWrapper
@@ -59,15 +60,27 @@ class BudgetToolset(ToolsetWrapper):
         if refused := own.refusal(limit, cost):
             return ToolResult.failure(OVER_BUDGET, f"{name}: {refused}")
         # before the call, so that concurrent calls count too
-        for spent in (self.spent, own):
-            spent.calls += 1
-            spent.cost += cost
+        self._spend(name, cost)
         started = time.perf_counter()
         try:
             return await self.inner.call(name, arguments)
         finally:
             for spent in (self.spent, own):
                 spent.seconds += time.perf_counter() - started
+
+    def restore(self, call: ToolCall) -> None:
+        if call.error_kind == OVER_BUDGET:
+            return
+        for name in dict.fromkeys((call.tool, call.answered_by or call.tool)):  # a fallback is a call too
+            self._spend(name, self.specs[name].policy.cost)
+        for spent in (self.spent, self._of(call.tool)):
+            spent.seconds += call.latency_s
+        super().restore(call)
+
+    def _spend(self, name: str, cost: float) -> None:
+        for spent in (self.spent, self._of(name)):
+            spent.calls += 1
+            spent.cost += cost
 
     def _of(self, name: str) -> Spent:
         return self._spent_by_tool.setdefault(name, Spent())

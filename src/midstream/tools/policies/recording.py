@@ -17,6 +17,7 @@ from typing import Any
 
 from midstream.core.errors import ConfigError
 from midstream.core.toolsets import ToolContent, ToolResult, Toolset
+from midstream.core.types import ToolCall
 from midstream.tools.errors import UNAVAILABLE
 from midstream.tools.policies.wrapper import ToolsetWrapper
 
@@ -75,6 +76,9 @@ class RecordingToolset(ToolsetWrapper):
         self._recording.add(key, result)
         return result
 
+    def restore(self, call: ToolCall) -> None:
+        _count(self._occurrences, call)
+
 
 class ReplayToolset(ToolsetWrapper):
     """Answers from the recording, never by `inner`. An unrecorded call is `unavailable`. One per trajectory."""
@@ -92,6 +96,9 @@ class ReplayToolset(ToolsetWrapper):
             return ToolResult.failure(UNAVAILABLE, f"'{self._recording.path}' holds no recording of {shown}")
         return found
 
+    def restore(self, call: ToolCall) -> None:
+        _count(self._occurrences, call)
+
 
 def canonical(arguments: Any) -> str:
     """Return arguments as text that is equal for equal arguments."""
@@ -102,6 +109,11 @@ def _key(occurrences: Counter[tuple[str, str]], name: str, arguments: Mapping[st
     call = (name, canonical(dict(arguments)))
     occurrences[call] += 1
     return (*call, occurrences[call] - 1)
+
+
+def _count(occurrences: Counter[tuple[str, str]], call: ToolCall) -> None:
+    """Count the attempts of a call that was made before, so that the next one has its number."""
+    occurrences[call.tool, canonical(dict(call.arguments))] += call.attempts
 
 
 def _to_json(result: ToolResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
+from midstream.core.types import ToolCall
 
 
 class ToolsetWrapper:
@@ -25,6 +26,11 @@ class ToolsetWrapper:
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         return await self.inner.call(name, arguments)
+
+    def restore(self, call: ToolCall) -> None:
+        """Count a recorded `call` that an interrupted trajectory made, as if it had been made here."""
+        if isinstance(self.inner, ToolsetWrapper):
+            self.inner.restore(call)
 
     async def close(self) -> None:
         await self.inner.close()
