@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from midstream.agents.endpoint import AgentEndpoint
-from midstream.agents.resume import call_once
+from midstream.agents.resume import EarlierCalls, call_once
 from midstream.core.config import Config, parse_config
 from midstream.core.environments import Resume
 from midstream.core.errors import ConfigError, UserError, nearest
@@ -55,6 +55,8 @@ class FlowSession:
     """What the attempt did besides model calls, if it can be resumed after its process died."""
     database: Database | None = None
     """Where the flow keeps durable state of its own, if the attempt can be resumed."""
+    earlier_calls: EarlierCalls | None = None
+    """Tool calls of the trajectory from which this one branches: equal ones are answered by them."""
 
 
 class AgentFlowBase(ABC):
@@ -171,7 +173,12 @@ class AgentFlowBase(ABC):
         session = self.session
 
         async def call() -> ToolCall:
-            return await session.tools.call(name, arguments, step_index=step_index)
+            earlier = None if session.tools.rebuilds(name) else session.earlier_calls
+            known = None if earlier is None else earlier.take(name, arguments)
+            if known is None:
+                return await session.tools.call(name, arguments, step_index=step_index)
+            await session.tools.restore(known)
+            return replace(known, step_index=step_index)
 
         try:
             if session.actions is None:

@@ -7,13 +7,16 @@ diverged, and the attempt starts again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import json
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.types import ToolCall
 from midstream.record.action_log import ActionInDoubt
 from midstream.tools import ToolOutage
+from midstream.tools.errors import UNAVAILABLE
 
 if TYPE_CHECKING:
     from midstream.agents.base import FlowSession
@@ -86,11 +89,32 @@ async def call_once(
         result = await log.settle(key, _written(unknown))
     outage = result.pop(_OUTAGE, False)
     done = ToolCall(**result)
+    if not made and session.earlier_calls is not None:
+        session.earlier_calls.take(name, arguments)
     if not made and not key:
         await session.tools.restore(done)
     if outage:
         raise ToolOutage(done)
     return done
+
+
+class EarlierCalls:
+    """Results of tool calls that another attempt made: each answers the next equal call."""
+
+    def __init__(self, calls: Iterable[ToolCall]) -> None:
+        self._calls: defaultdict[str, deque[ToolCall]] = defaultdict(deque)
+        for call in calls:
+            if call.error_kind != UNAVAILABLE:
+                self._calls[_call_text(call.tool, call.arguments)].append(call)
+
+    def take(self, name: object, arguments: object) -> ToolCall | None:
+        """Return the earlier call that is equal; None if there is none left."""
+        known = self._calls.get(_call_text(name, arguments))
+        return known.popleft() if known else None
+
+
+def _call_text(name: object, arguments: object) -> str:
+    return json.dumps([name, arguments], sort_keys=True, default=str)
 
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -227,7 +227,7 @@ class Recorder:
                 **_sampling_metadata(sampling, None if over_allowed else call.constraint),
             },
             role=call.role,
-            trainable=role_engine.trainable and bool(completion.ids),
+            trainable=role_engine.trainable and completion.trainable and bool(completion.ids),
             parent=placement.parent,
             branch_reason=placement.branch_reason,
             temperature=sampling.temperature or 1.0,

@@ -1,6 +1,7 @@
 """Rollouts: runs agent flows on tasks, records what they do, and scores it."""
 
 from midstream.rollouts.attempts import Attempt, groups_of
+from midstream.rollouts.branches import branches_of
 from midstream.rollouts.config import RolloutConfig, SamplingConfig
 from midstream.rollouts.evaluation import evaluate_tasks
 from midstream.rollouts.manager import AgentFlowManager
@@ -15,6 +16,7 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "TrajectorySink",
+    "branches_of",
     "evaluate_tasks",
     "groups_of",
 ]

@@ -11,6 +11,8 @@ from midstream.core.types import Task, Trajectory
 
 RERUN_OF = "rerun_of"
 """Metadata key of a trajectory: the uid of the one that it repeats without a role."""
+BRANCH_OF = "branch_of"
+"""Metadata key of a trajectory: the uid of the one whose first steps it shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,19 @@ class Rerun:
         return {RERUN_OF: self.original.uid, "without": self.role}
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Begins with the first `at` steps of `original` and goes on by itself (see `branches.py`)."""
+
+    original: Trajectory
+    at: int
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the new trajectory, which links it to its original."""
+        return {BRANCH_OF: self.original.uid, "branch_at": self.at}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One trajectory to generate. `seed` determines its samples."""
@@ -40,7 +55,14 @@ class Attempt:
     mask_seed: int | None = None
     """Seed of the words that `flow.mask_results` hides; None hides none."""
     rerun: Rerun | None = None
-    """What this attempt repeats; None for a new attempt."""
+    """What this attempt repeats without a role; None for a new attempt."""
+    branch: Branch | None = None
+    """What this attempt begins like; None for a new attempt."""
+
+    @property
+    def link(self) -> Rerun | Branch | None:
+        """The trajectory that this attempt starts from, if there is one."""
+        return self.rerun or self.branch
 
 
 def groups_of(

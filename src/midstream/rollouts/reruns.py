@@ -15,6 +15,7 @@ from midstream.core.types import FinishReason, Step, Trajectory
 from midstream.engines.base import Completion, Engine, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.record.recorder import RoleEngine
+from midstream.record.replay import completion_of
 from midstream.rollouts.attempts import Attempt, Rerun
 
 CHANNEL = "rerun"
@@ -51,7 +52,7 @@ def _of(role: str, steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.role == role and step.finish_reason != FinishReason.INTERRUPTED]
 
 
-class _Wrapper:
+class EngineWrapper:
     """Replaces `engine` for calls of one trajectory. `join` and `leave` do nothing: the trajectory joins the engine."""
 
     def __init__(self, engine: Engine) -> None:
@@ -74,7 +75,7 @@ class _Wrapper:
     def leave(self, session: str) -> None: ...
 
 
-class NoOpEngine(_Wrapper):
+class NoOpEngine(EngineWrapper):
     """Replies with the same text to every call, whatever its constraint."""
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer | None, reply: str) -> None:
@@ -93,7 +94,7 @@ class NoOpEngine(_Wrapper):
         )
 
 
-class RecordedEngine(_Wrapper):
+class RecordedEngine(EngineWrapper):
     """Repeats the replies of `steps` to calls with the same prompt; other calls go to `engine`.
 
     Several steps with the same prompt are repeated in order, and the last one from then on. The replies to `answered`
@@ -103,9 +104,9 @@ class RecordedEngine(_Wrapper):
         super().__init__(engine)
         self._replies: defaultdict[str, list[Step]] = defaultdict(list)
         for step in steps:
-            self._replies[_key(step)].append(step)
+            self._replies[call_key(step)].append(step)
         for step in answered:
-            self._next(_key(step))
+            self._next(call_key(step))
 
     def _next(self, key: str) -> Step | None:
         known = self._replies.get(key)
@@ -114,17 +115,10 @@ class RecordedEngine(_Wrapper):
         return known.pop(0) if len(known) > 1 else known[0]
 
     async def generate(self, request: Request) -> Completion:
-        step = self._next(_key(request))
+        step = self._next(call_key(request))
         if step is None:
             return await self._engine.generate(request)
-        return Completion(
-            ids=step.response_ids,
-            log_probs=step.rollout_log_probs or (),
-            text=step.text,
-            finish_reason=FinishReason(step.finish_reason),
-            policy_version=step.policy_version,
-            adapter=step.adapter,
-        )
+        return completion_of(step)
 
 
 @lru_cache(maxsize=8)
@@ -133,5 +127,6 @@ def _closed(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
     return (*tokenizer.encode(text), tokenizer.closing_id())
 
 
-def _key(asked: Step | Request) -> str:
+def call_key(asked: Step | Request) -> str:
+    """Return text that is equal for calls with the same prompt."""
     return repr(asked.prompt_ids or asked.messages)

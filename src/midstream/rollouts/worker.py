@@ -24,6 +24,7 @@ from midstream.engines.base import Engine
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
+from midstream.rollouts.branches import branch_engines, misses, shared_calls
 from midstream.rollouts.config import SamplingConfig
 from midstream.rollouts.reruns import rerun_engines
 from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
@@ -116,6 +117,10 @@ class AgentFlowWorker:
         """Generate one trajectory and score it. `temperature` overrides that of all roles (0 for greedy evaluation).
 
         Raises `UserError` for errors that the user must fix; any other failure becomes the trajectory's status."""
+        if attempt.branch is not None and self._flow.resume == "none":
+            raise ConfigError(
+                f"attempts of the flow '{self._config.name}' cannot be branched: its calls cannot be repeated"
+            )
         try:
             await self._sink.begin(attempt)
         except EngineError as error:
@@ -137,8 +142,10 @@ class AgentFlowWorker:
         finally:
             for engine in self.engines:
                 engine.leave(attempt.uid)
-        if attempt.rerun is not None:
-            trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.rerun.metadata})
+        if attempt.link is not None:
+            trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.link.metadata})
+        if attempt.branch is not None and (problem := misses(attempt.branch, trajectory)):
+            trajectory = replace(trajectory, status=Status.FAILED, error=trajectory.error or problem)
         if self._score is not None:
             trajectory = await self._score(trajectory)
         try:
@@ -187,6 +194,7 @@ class AgentFlowWorker:
             score=self._score,
             endpoint=self._sink.endpoint(attempt) or self._endpoint,
             actions=None if earlier is None else earlier.actions,
+            earlier_calls=None if attempt.branch is None else shared_calls(attempt.branch),
             database=None if earlier is None else earlier.database,
         )
 
@@ -234,9 +242,11 @@ class AgentFlowWorker:
             return with_failure(failed, Failure.AGENT, error)
 
     def _engines_of(self, attempt: Attempt, answered: Sequence[Step]) -> Mapping[str, RoleEngine]:
-        if attempt.rerun is None:
-            return self._role_engines
-        return rerun_engines(self._role_engines, attempt.rerun, answered)
+        if attempt.branch is not None:
+            return branch_engines(self._role_engines, attempt.branch, answered)
+        if attempt.rerun is not None:
+            return rerun_engines(self._role_engines, attempt.rerun, answered)
+        return self._role_engines
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()
