@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from tests.waiting import MovedClock
+from tests.waiting import LIMIT_S, MovedClock
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
@@ -194,7 +194,11 @@ class Served:
         import httpx
 
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.post(f"{self.url}/init_trajectory", json=opening, headers=headers).raise_for_status().json()
+        return (
+            httpx.post(f"{self.url}/init_trajectory", json=opening, headers=headers, timeout=LIMIT_S)
+            .raise_for_status()
+            .json()
+        )
 
     def steps(self, trajectory_uid: str) -> tuple[Step, ...]:
         return self.store.trajectories.get(trajectory_uid).steps

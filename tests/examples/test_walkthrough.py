@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.waiting import LIMIT_S
 
 from midstream.core.types import Status
 from midstream.record.store import Store
@@ -78,7 +79,7 @@ def test_every_flow_is_recorded_in_groups_with_the_tokens_the_engine_sampled(rol
     assert all(step.trainable and len(step.response_ids) == len(step.rollout_log_probs or ()) for step in steps)
     turns = {len(t.steps) for t in trajectories}
     assert min(turns) == 1
-    metrics = httpx.get(f"{url}/metrics").text
+    metrics = httpx.get(f"{url}/metrics", timeout=LIMIT_S).text
     assert f"midstream_steps_total {len(steps)}.0" in metrics
 
 

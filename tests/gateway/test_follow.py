@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from tests.waiting import LIMIT_S
 
 from midstream import api
 from midstream.core.sampling import SamplingParams
@@ -58,22 +59,26 @@ def following(tiny_path: Path, tmp_path: Path) -> Iterator[str]:
         assert found is not None
         yield found[0]
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
 
 
 def talk(url: str, group: str) -> None:
     """Run two attempts at one task."""
     for number in range(2):
-        opened = httpx.post(f"{url}/init_trajectory", json={"prompt_uid": group, "group_size": 2}).json()
+        opened = httpx.post(
+            f"{url}/init_trajectory", json={"prompt_uid": group, "group_size": 2}, timeout=LIMIT_S
+        ).json()
         ask = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 8, "seed": number}
-        with httpx.Client(base_url=opened["base_url"], headers={"Authorization": f"Bearer {opened['token']}"}) as agent:
+        with httpx.Client(
+            base_url=opened["base_url"], headers={"Authorization": f"Bearer {opened['token']}"}, timeout=LIMIT_S
+        ) as agent:
             agent.post("/chat/completions", json=ask, timeout=60).raise_for_status()
             owner = {"Authorization": f"Bearer {opened['owner_token']}"}
             agent.post("/complete_trajectory", json={"reward": float(number)}, headers=owner).raise_for_status()
 
 
 def version(url: str) -> int:
-    return httpx.get(f"{url}/v1/models").json()["data"][0]["policy_version"]
+    return httpx.get(f"{url}/v1/models", timeout=LIMIT_S).json()["data"][0]["policy_version"]
 
 
 def test_each_new_checkpoint_answers_and_its_calls_are_trained_on(

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.waiting import LIMIT_S
 
 from midstream import AgentFlowBase, api, register
 from midstream.core.config import Config
@@ -140,7 +141,7 @@ def record(make_policy: Any, serve: Any, tmp_path: Path) -> Record:
                     assert answered.status_code == 200, answered.text
             owner = {"Authorization": f"Bearer {opened['owner_token']}"}
             completed = f"{served.url}/complete_trajectory/{opened['trajectory_uid']}"
-            httpx.post(completed, json={"reward": float(number)}, headers=owner).raise_for_status()
+            httpx.post(completed, json={"reward": float(number)}, headers=owner, timeout=LIMIT_S).raise_for_status()
         return steps_of(tmp_path / "gateway.sqlite")
 
     return record

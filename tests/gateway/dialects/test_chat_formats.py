@@ -10,6 +10,7 @@ import httpx
 import pytest
 from tests.engines.formats.conftest import declared, tokenizer_like
 from tests.engines.formats.test_turns import TURNS
+from tests.waiting import LIMIT_S
 
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
@@ -25,6 +26,7 @@ def ask(opened: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any
         f"{opened['base_url']}/chat/completions",
         json={"model": "tiny", "messages": messages, "tools": TOOLS},
         headers={"Authorization": f"Bearer {opened['token']}"} if opened.get("token") else {},
+        timeout=LIMIT_S,
     )
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["message"]
@@ -32,7 +34,7 @@ def ask(opened: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any
 
 def malformed(served: Any) -> float:
     """The gateway's count of malformed calls."""
-    page = httpx.get(f"{served.url}/metrics").text
+    page = httpx.get(f"{served.url}/metrics", timeout=LIMIT_S).text
     (line,) = (line for line in page.splitlines() if line.startswith("midstream_malformed_calls_total "))
     return float(line.split()[1])
 

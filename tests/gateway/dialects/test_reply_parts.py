@@ -9,6 +9,7 @@ import httpx
 import pytest
 from tests.conftest import Served
 from tests.gateway.served import events
+from tests.waiting import LIMIT_S
 
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
@@ -47,7 +48,9 @@ def post(serve, thinking_tokenizer: ChatTokenizer):
                 k.replace("_", "-"): v for k, v in headers.items()
             }
             body = {"model": "tiny", **body}
-            return httpx.post(f"{opened['base_url']}{path}", json=body, headers=headers).raise_for_status()
+            return httpx.post(
+                f"{opened['base_url']}{path}", json=body, headers=headers, timeout=LIMIT_S
+            ).raise_for_status()
 
         return served, post
 

@@ -23,6 +23,7 @@ from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from tests.gateway.conftest import Start
 from tests.gateway.served import KEY, Opened, Served
+from tests.waiting import LIMIT_S
 
 EXAMPLES = int(os.environ.get("MIDSTREAM_EXAMPLES", "3"))
 SETTINGS = settings(
@@ -71,7 +72,7 @@ def served(start: Start) -> Served:
 
 
 def operations(served: Served) -> Iterator[Any]:
-    schema = schemathesis.openapi.from_dict(httpx.get(f"{served.url}/openapi.json").json())
+    schema = schemathesis.openapi.from_dict(httpx.get(f"{served.url}/openapi.json", timeout=LIMIT_S).json())
     for found in schema.get_all_operations():
         assert isinstance(found, Ok)
         operation = found.ok()
@@ -98,7 +99,7 @@ def check_response(response: Any, path: str) -> None:
 
 
 def test_every_operation_is_described_with_its_errors(served: Served) -> None:
-    page = httpx.get(f"{served.url}/openapi.json").json()
+    page = httpx.get(f"{served.url}/openapi.json", timeout=LIMIT_S).json()
     found = [(path, one) for path, operations in page["paths"].items() for one in operations.values()]
     assert len(found) > 25
     for path, operation in found:
@@ -162,9 +163,9 @@ def test_hostile_bodies_are_refused_by_every_endpoint(served: Served) -> None:
 
 
 def test_the_docs_page_is_self_contained_and_complete(served: Served) -> None:
-    page = httpx.get(f"{served.url}/docs")
+    page = httpx.get(f"{served.url}/docs", timeout=LIMIT_S)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    described = httpx.get(f"{served.url}/openapi.json").json()
+    described = httpx.get(f"{served.url}/openapi.json", timeout=LIMIT_S).json()
     for path, operations in described["paths"].items():
         assert f"<code>{path}</code>" in page.text
         assert all(operation["summary"] in html.unescape(page.text) for operation in operations.values())
@@ -173,17 +174,20 @@ def test_the_docs_page_is_self_contained_and_complete(served: Served) -> None:
     linked = re.findall(r'(?:href|src)="([^"]*)"', page.text)
     assert {link for link in linked if not link.startswith("#")} == {"openapi.json"}
     assert "<script" not in page.text and "default-src 'none'" in page.headers["content-security-policy"]
-    assert httpx.get(f"{served.url}/redoc").status_code == 404
+    assert httpx.get(f"{served.url}/redoc", timeout=LIMIT_S).status_code == 404
 
 
 def test_the_description_requires_a_key_if_there_are_keys(start: Start, keyed: dict[str, Any]) -> None:
     served = start(**keyed)
     for path in ("/docs", "/openapi.json"):
         for auth in (None, ("", "wrong"), (KEY, "")):
-            refused = httpx.get(f"{served.url}{path}", auth=auth)
+            refused = httpx.get(f"{served.url}{path}", auth=auth, timeout=LIMIT_S)
             assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")
             assert "/init_trajectory" not in refused.text
-        assert httpx.get(f"{served.url}{path}", auth=("anybody", KEY)).status_code == 200
-        assert httpx.get(f"{served.url}{path}", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        assert httpx.get(f"{served.url}{path}", auth=("anybody", KEY), timeout=LIMIT_S).status_code == 200
+        assert (
+            httpx.get(f"{served.url}{path}", headers={"Authorization": f"Bearer {KEY}"}, timeout=LIMIT_S).status_code
+            == 200
+        )
     # A site could make a browser send its stored password: it gives access to this page only.
-    assert httpx.post(f"{served.url}/init_trajectory", json={}, auth=("", KEY)).status_code == 401
+    assert httpx.post(f"{served.url}/init_trajectory", json={}, auth=("", KEY), timeout=LIMIT_S).status_code == 401

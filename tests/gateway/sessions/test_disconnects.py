@@ -123,5 +123,7 @@ def test_an_answer_finished_before_the_disconnect_is_there_for_the_retry(start: 
     with ThreadPoolExecutor(1) as pool:
         retry = pool.submit(opened.chat, key="a")
         goes_on.set()
-    assert retry.result().json()["choices"][0]["message"]["content"] == "first"
+    answer = retry.result()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "first"
     assert len(opened.steps) == 1
