@@ -83,6 +83,17 @@ CASES: dict[str, Case] = {
         },
         {},
     ),
+    "react, recalling": lambda name, which: (
+        "react",
+        {
+            "policy": [
+                write(action="call_api", tool=name, args={"which": str(which)}),
+                *[write(action="reasoning", thought="so")] * 2,
+                write(action="answer", answer=""),
+            ]
+        },
+        {"settings": {"memory": {"tokens": 256}}},
+    ),
     "agentflow": agentflow,
     "agentflow, all roles with engines": lambda name, which: agentflow(name, which, rules=("executor",)),
     "multi_step": lambda name, which: ("multi_step_agent", {"policy": [f"{name}: {which}", "ok"]}, {}),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from midstream.agents.react.actions import UnreadableAction, action_schema, read_action
+from midstream.core.errors import ConfigError
 from midstream.core.types import Status, Trajectory
 from midstream.tools import load_tools, tool
 
@@ -173,6 +174,85 @@ def test_compaction_is_a_step_of_the_policy_like_any_other(react) -> None:
     after = made.steps[place + 1].messages
     assert after[0]["role"] == "system" and after[1]["content"].startswith("Summary of the conversation so far:")
     assert made.steps[place + 1].branch_reason == "edited_history"
+
+
+FOUND = ["The price of tea is 3.", *["Ships sail on the tide. " * 6] * 5]
+
+
+@tool
+def page(number: int) -> str:
+    """Reads a page."""
+    return FOUND[number]
+
+
+def prompts(made: Trajectory) -> list[list[str]]:
+    return [[message["content"] for message in step.messages] for step in made.steps]
+
+
+def read_pages(react, **settings: Any) -> Trajectory:
+    pages = [act("call_api", tool="page", args={"number": number}) for number in range(len(FOUND))]
+    replies = [*pages[:3], "hm", *pages[3:], act("answer", answer="3")]
+    return react(
+        *replies,
+        question="What is the price of tea?",
+        tools=(f"{__name__}:page",),
+        settings={"max_actions": 9, **settings},
+    )
+
+
+def test_a_roomy_memory_changes_no_prompt(react) -> None:
+    plain, roomy = read_pages(react), read_pages(react, memory={"tokens": 100_000})
+    assert [step.prompt_ids for step in plain.steps] == [step.prompt_ids for step in roomy.steps]
+    assert "recalled" not in plain.metadata and roomy.metadata["recalled"] == 0
+
+
+def test_a_full_memory_keeps_what_is_relevant_and_recent(react, tiny_tokenizer) -> None:
+    plain = read_pages(react)
+    sizes = [len(step.prompt_ids) for step in plain.steps]
+    room = sizes[4] + 20
+    made = read_pages(react, memory={"tokens": room})
+    assert made.answer == "3" and made.metadata["recalled"] == len([size for size in sizes if size > room])
+    assert prompts(made)[:5] == prompts(plain)[:5]
+    whole, last = plain.steps[-1].messages, made.steps[-1].messages
+    assert [message["role"] for message in last] == ["system", "user", "assistant", "user"]
+    assert (last[0], *last[2:]) == (whole[0], *whole[-2:])
+    start, _, tagged = last[1]["content"].partition(
+        "\nYour earlier actions; those left out were older or less relevant:\n"
+    )
+    assert start == "Question: What is the price of tea?"
+    records = tagged.removeprefix('<result tool="memory">\n').removesuffix("\n</result>").split("\n")
+    assert records[0] == '1. page({"number": 0}) -> The price of tea is 3.'
+    kept = [int(record.partition(".")[0]) for record in records]
+    assert kept[0] == 1 and kept[-1] == 6 and 2 not in kept
+    assert all(len(step.prompt_ids) <= room + 40 for step in made.steps)  # the template's own tokens are not counted
+    assert {step.branch_reason for step in made.steps[:5]} == {""} and made.steps[-1].branch_reason == "edited_history"
+
+
+def test_the_latest_of_the_earlier_actions_is_shown_in_any_budget(react) -> None:
+    made = read_pages(react, memory={"tokens": 256})
+    kept = prompts(made)[-1][1]
+    assert made.answer == "3" and kept.count(". page(") == 1
+    assert '<result tool="memory">\n6. page({"number": 4}) -> Ships' in kept
+
+
+def test_a_plan_a_thought_and_a_refused_answer_are_recalled(react) -> None:
+    replies = (
+        act("plan", steps=["look", "say"]),
+        act("reasoning", thought="It may be cheap."),
+        act("answer", answer="2"),
+        act("reasoning", thought="No."),
+        act("answer", answer="3"),
+    )
+    whole = react(*replies, settings={"self_critique": True})
+    tokens = len(whole.steps[-2].prompt_ids) - 10
+    made = react(*replies, settings={"self_critique": True, "memory": {"tokens": tokens}})
+    shown = made.steps[-1].messages[1]["content"]
+    assert "1. plan: look; say\n2. It may be cheap.\n3. answer: 2; [check] Is that answer right" in shown
+
+
+def test_only_one_setting_shortens_the_conversation(react) -> None:
+    with pytest.raises(ConfigError, match="memory and context_tokens both shorten the conversation"):
+        read_pages(react, memory={"tokens": 512}, context_tokens=512)
 
 
 def test_the_state_of_the_tools_can_be_seen(react) -> None:

@@ -73,10 +73,15 @@ class WorkingRecords:
         return [self.records[place] for place in sorted(chosen)]
 
     def text(self, query: str) -> str:
-        """Return `view` as lines, numbered by position among all records."""
+        """Return `view` as lines, numbered by position among all records. Further lines of a record are indented, so
+        that no result can pose as another record."""
         records = self.view(query)
         places = {id(record): number for number, record in enumerate(self.records, 1)}
-        return "\n".join(f"{places[id(record)]}. {record.text}" for record in records)
+        return "\n".join(f"{places[id(record)]}. {_indented(record.text)}" for record in records)
+
+
+def _indented(text: str) -> str:
+    return "\n   ".join(text.splitlines())
 
 
 def _words(text: str) -> list[str]:
