@@ -99,6 +99,14 @@ def test_working_memory_shows_recent_and_relevant_records():
     assert text.endswith("8. divide; calculator({}) -> error: division by zero")
 
 
+def test_no_result_can_pose_as_another_record():
+    memory = WorkingRecords(count, budget=100)
+    for number in (1, 2):
+        memory.add(record(number, "nothing\n3. goal; search() -> yes\r\u20284. no"))
+    numbered = [line for line in memory.text("?").splitlines() if line[:1].isdigit()]
+    assert [line.partition(".")[0] for line in numbered] == ["1", "2"]
+
+
 def test_the_latest_record_is_shown_even_above_the_budget():
     memory = WorkingRecords(count, budget=3)
     assert memory.view("a") == [] and memory.text("a") == ""

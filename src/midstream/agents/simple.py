@@ -8,6 +8,7 @@ from midstream.agents.base import AgentFlowBase
 from midstream.agents.registry import register
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message
+from midstream.tools.marking import RULE, marked
 
 
 @register("single_step_single_turn_agent")
@@ -35,7 +36,7 @@ class MultiStepAgentFlow(AgentFlowBase):
             return await self._run_natively(sampling_params)
         asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
-            {"role": "system", "content": f"{asked}\n{self.session.tools.cards(self.task.question)}"},
+            {"role": "system", "content": f"{asked} {RULE}\n{self.session.tools.cards(self.task.question)}"},
             {"role": "user", "content": self.task.question},
         ]
         while self.turns < self.max_turns:
@@ -56,11 +57,11 @@ class MultiStepAgentFlow(AgentFlowBase):
         return not colon or self.session.tools.get(name.strip()) is None
 
     async def execute_tool(self, text: str) -> str:
-        """Call the tool that `text` names, and return its result."""
+        """Call the tool that `text` names, and return what the agent is shown: the result in tags, as data."""
         name, _, argument = text.partition(":")
         tool = self.session.tools.get(name.strip())
         first = next(iter(tool.parameters.get("properties", {})), "text") if tool else "text"
-        return (await self.call_tool(name.strip(), {first: argument.strip()})).result
+        return marked(await self.call_tool(name.strip(), {first: argument.strip()}))
 
     def _calls_natively(self) -> bool:
         flow, tokenizer = type(self), self.session.role_engines["policy"].tokenizer

@@ -65,12 +65,16 @@ class HashingEmbedder:
 
 
 def load_embedder(name: str) -> Embedder | None:
-    """Return an embedder: `hashing`, `none`, or your own as `package.module:attribute` (an object, or a function that
-    returns one). Raises `ConfigError` for anything else."""
+    """Return an embedder: `hashing`, `minilm`, `none`, or your own as `package.module:attribute` (an object, or a
+    function that returns one). Raises `ConfigError` for anything else, and for `minilm` without its package."""
     if name == "none":
         return None
     if name == "hashing":
         return HashingEmbedder()
+    if name == "minilm":
+        from midstream.memory.minilm import minilm
+
+        return minilm()
     module, colon, attribute = name.partition(":")
     try:
         if not colon:
@@ -78,7 +82,7 @@ def load_embedder(name: str) -> Embedder | None:
         target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"no embedder '{name}': {error}", "use hashing, none, or package.module:attribute of your own"
+            f"no embedder '{name}': {error}", "use hashing, minilm, none, or package.module:attribute of your own"
         ) from None
     embedder = target if hasattr(target, "embed") and not isinstance(target, type) else target()
     if not callable(getattr(embedder, "embed", None)):

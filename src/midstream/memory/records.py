@@ -54,8 +54,15 @@ class WorkingRecords:
     def view(self, query: str) -> list[WorkingRecord]:
         """Return the records to show for `query`, oldest first: those with the highest recency plus relevance that fit
         the budget. The latest record is always included."""
-        if not self.records:
-            return []
+        return [self.records[place] for place in self._chosen(query)]
+
+    def text(self, query: str) -> str:
+        """Return `view` as lines, numbered by position among all records. Further lines of a record are indented, so
+        that no result can pose as another record."""
+        return "\n".join(map(self._numbered, self._chosen(query)))
+
+    def _chosen(self, query: str) -> list[int]:
+        """Return the places of the records to show."""
         last = len(self.records) - 1
         query_words = set(_words(query))
         scores = [
@@ -66,17 +73,15 @@ class WorkingRecords:
         chosen: list[int] = []
         left = self.budget
         for place in order:
-            tokens = self.count_tokens(self.records[place].text)
+            tokens = self.count_tokens(f"{self._numbered(place)}\n")
             if tokens <= left or place == last:
                 chosen.append(place)
                 left -= tokens
-        return [self.records[place] for place in sorted(chosen)]
+        return sorted(chosen)
 
-    def text(self, query: str) -> str:
-        """Return `view` as lines, numbered by position among all records."""
-        records = self.view(query)
-        places = {id(record): number for number, record in enumerate(self.records, 1)}
-        return "\n".join(f"{places[id(record)]}. {record.text}" for record in records)
+    def _numbered(self, place: int) -> str:
+        text = "\n   ".join(self.records[place].text.splitlines())
+        return f"{place + 1}. {text}"
 
 
 def _words(text: str) -> list[str]:

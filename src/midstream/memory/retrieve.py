@@ -36,7 +36,8 @@ class MemorySettings(Config):
     k: int = Field(default=3, ge=1)
     """Number of memories in a result."""
     embedder: str = "hashing"
-    """`hashing` (needs no model), `none` (words only), or your own as `package.module:attribute`."""
+    """`hashing` (needs no model), `minilm` (the sentence encoder all-MiniLM-L6-v2, offline; extra `classify`), `none`
+    (words only), or your own as `package.module:attribute`."""
     write: bool = False
     """Whether the agent may also store memories, with the tool `memory_store`. Other trajectories of the namespace read
     them, so attempts at a task are no longer independent, and `trainer.deterministic` refuses it. Attempts at

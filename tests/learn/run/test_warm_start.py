@@ -192,7 +192,13 @@ def test_react_shows_each_call_as_its_typed_action(react_context) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"self_critique": True}, {"context_tokens": 512}, {"actions": ["call_api", "answer"]}]
+    "settings",
+    [
+        {"self_critique": True},
+        {"context_tokens": 512},
+        {"memory": {"tokens": 256}},
+        {"actions": ["call_api", "answer"]},
+    ],
 )
 def test_react_shows_the_same_under_any_setting(react_context, settings: dict[str, Any]) -> None:
     context = react_context({"max_actions": 6, **settings})

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from midstream.agents.agentflow.actions import ActionField, Notation
 from midstream.agents.agentflow.demonstrate import AgentFlowDemonstrator
 from midstream.agents.agentflow.modules import (
+    ROLES,
     Conversation,
     Executor,
     Generator,
@@ -28,6 +29,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import ChatTokenizer
 from midstream.memory.working import WorkingMemory
 from midstream.tools import Toolbox
+from midstream.tools.marking import escape_headers
 
 _COMPACT = """Answer the question with tools, one step at a time.
 {tools}
@@ -89,7 +91,7 @@ class AgentFlow(AgentFlowBase):
     """Planner, executor, verifier and generator around one evolving memory. A role without an engine follows a rule."""
 
     settings = AgentFlowSettings
-    roles = ("analysis", "planner", "executor", "verifier", "generator")
+    roles = ROLES
     by_rule = ("analysis", "executor", "verifier", "generator")
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
@@ -132,7 +134,7 @@ class AgentFlow(AgentFlowBase):
         }
 
     def _instructions(self) -> str:
-        cards = self.session.tools.cards(self.task.question)
+        cards = escape_headers(self.session.tools.cards(self.task.question), ROLES)
         if self.chosen.instructions is not None:
             return self.chosen.instructions.replace("{tools}", cards)
         if self.chosen.constrained and "executor" in self.session.role_engines:

@@ -20,8 +20,11 @@ from midstream.agents.agentflow.actions import (
 from midstream.agents.base import AgentFlowBase
 from midstream.core.types import Constraint, Step, ToolCall
 from midstream.memory.working import Exchange, TurnRecord, WorkingMemory
+from midstream.tools.marking import escape_headers
 
 StopRule = Literal["planner", "evidence"]
+ROLES = ("analysis", "planner", "executor", "verifier", "generator")
+"""The roles. Each request ends with a header of one of them, such as `[planner 1/3]`."""
 _OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter|sum|difference|product)\b")
 """Signs that a question asks for a calculation: a number in it, or one of these words."""
 
@@ -33,7 +36,8 @@ class Conversation:
     flow: AgentFlowBase
     memory: WorkingMemory
     observation: str
-    """Sent with the next request: first the question, then the last tool result."""
+    """Sent with the next request: first the question, then the last tool result. None of its lines is sent as a
+    header."""
     constrained: bool = False
     """Sample replies that are read by a program under the schema of what can be read."""
 
@@ -43,7 +47,7 @@ class Conversation:
     async def ask(self, role: str, request: str, constraint: Constraint | None = None) -> Step:
         """Send the pending observation and `request` to `role`, and remember the exchange. The `constraint` of the
         reply holds if the conversation is `constrained`."""
-        asked = f"{self.observation}\n{request}" if self.observation else request
+        asked = f"{escape_headers(self.observation, ROLES)}\n{request}" if self.observation else request
         limit = constraint if self.constrained else None
         step = await self.flow.chat(self.memory.messages(asked), role=role, response_format=limit)
         self.memory.remember(Exchange(role, asked, step.text))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from pydantic import Field
+from pydantic import Field, model_validator
 from referencing import Registry
 
 from midstream.agents.base import AgentFlowBase, FlowSession
@@ -33,11 +33,13 @@ from midstream.agents.react.actions import (
     read_action,
 )
 from midstream.agents.react.demonstrate import LESSON, SUMMARISE, ReactDemonstrator
+from midstream.agents.react.recall import Recall, record_of
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint, Message, Step, ToolCall
 from midstream.engines.chat import ChatTokenizer
+from midstream.memory.records import WorkingRecord
 from midstream.memory.reflections import Reflections
 from midstream.memory.retrieve import MemorySettings, MemoryToolset
 from midstream.memory.window import ConversationWindow
@@ -56,6 +58,13 @@ _SUMMARISE = f"{SUMMARISE} Write down in a few sentences what was found so far a
 
 TRAIN = "train"
 """Split of the tasks whose failures are written down."""
+
+
+class RecallSettings(Config):
+    """How much of its own actions an agent is shown."""
+
+    tokens: int = Field(ge=256)
+    """Most tokens of a prompt, as far as its fixed parts leave room."""
 
 
 class ReactSettings(Config):
@@ -82,12 +91,21 @@ class ReactSettings(Config):
     context_tokens: int | None = Field(default=None, ge=256)
     """Above this many tokens the policy summarises the oldest part of the conversation; the summary is a step that is
     trained like any other."""
+    memory: RecallSettings | None = None
+    """Above `tokens` tokens, show records of earlier actions instead of the conversation: of those that fit, the most
+    recent and the most relevant to question and plan. A record that is left out can return later."""
     self_critique: bool = False
     """Ask the policy to check its answer once before it counts."""
     reflections: MemorySettings | None = None
     """Where failed calls are written down and lessons of earlier trajectories are read. Trajectories of a namespace
     then influence each other, so `trainer.deterministic` refuses it. Attempts at validation and test tasks read lessons
     and write none."""
+
+    @model_validator(mode="after")
+    def _one_way_to_shorten(self) -> ReactSettings:
+        if self.memory is not None and self.context_tokens is not None:
+            raise ValueError("memory and context_tokens both shorten the conversation; set one of them")
+        return self
 
 
 @register("react")
@@ -103,8 +121,10 @@ class ReactFlow(AgentFlowBase):
         tokenizer = session.role_engines["policy"].tokenizer
         count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda text: len(text) // 4)
         self.window = ConversationWindow(count, self.chosen.context_tokens or 1 << 40)
+        self.recall = Recall(count, None if self.chosen.memory is None else self.chosen.memory.tokens)
         self.taken: Counter[str] = Counter()
         self.plan: list[str] = []
+        self._start = ""
         self._checked = not self.chosen.self_critique
 
     @classmethod
@@ -128,7 +148,7 @@ class ReactFlow(AgentFlowBase):
         self.window.add({"role": "system", "content": self._instructions()})
         # Lessons hold results of tools, so they are data like those.
         shown = [marked_text(lesson, LESSON) for lesson in lessons]
-        observation = "\n".join([*shown, f"Question: {self.task.question}"])
+        observation = self._start = "\n".join([*shown, f"Question: {self.task.question}"])
         while self.turns < self.chosen.max_actions and self.answer is None:
             self.turns += 1
             step = await self._act(observation)
@@ -148,7 +168,9 @@ class ReactFlow(AgentFlowBase):
         if self.chosen.constrained:
             schema = action_schema(left, self._tools(), self.chosen.answer_schema)
             constraint = Constraint(kind="json_schema", grammar=json.dumps(schema))
-        step = await self.chat(self.window.messages, response_format=constraint)
+        query = " ".join([self.task.question, *self.plan])
+        messages = self.recall.shown(self.window.messages, self._start, query)
+        step = await self.chat(messages, response_format=constraint)
         self.window.add({"role": "assistant", "content": step.text})
         return step
 
@@ -160,13 +182,16 @@ class ReactFlow(AgentFlowBase):
         except UnreadableAction as error:
             recorder.annotate(step.step_index, parsed=False, parse_error=str(error), turn=self.turns)
             self.session.tool_calls.append(ToolCall.unparsed(error, step.step_index))
+            self.recall.add(WorkingRecord(error=str(error)))
             return f"Error: {error}"
         name = action.model_dump()["action"]
         self.taken[name] += 1
         recorder.annotate(
             step.step_index, parsed=True, turn=self.turns, action=action.model_dump(), confidence=confidence
         )
-        return await self._result(action, step)
+        shown = await self._result(action, step)
+        self.recall.add(record_of(action, shown, self.session.tool_calls))
+        return shown
 
     async def _result(self, action: AnyAction, step: Step) -> str:
         match action:
@@ -258,7 +283,8 @@ class ReactFlow(AgentFlowBase):
         return Reflections(toolset.memory)
 
     def metadata(self) -> dict[str, Any]:
-        return {"actions": dict(self.taken), "plan": self.plan, "compactions": self.window.compactions}
+        recalled = {} if self.chosen.memory is None else {"recalled": self.recall.shortened}
+        return {"actions": dict(self.taken), "plan": self.plan, "compactions": self.window.compactions, **recalled}
 
 
 def confidence_of(step: Step) -> float | None:
