@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from midstream.cli import run
-from midstream.cli.devices import find_devices
 from midstream.core.types import Step, Task, Trajectory
+from midstream.engines.gpus import find_devices
 
 
 def test_a_trained_policy_writes_a_workflow_for_a_problem(

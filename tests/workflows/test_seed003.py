@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from midstream import api
 from midstream.api import load_config
 from midstream.core.errors import ConfigError
+from midstream.engines.gpus import Device
 from midstream.learn.config import TrainConfig
 from midstream.tasks import load_tasks
 from midstream.tasks.taskset import take
-from midstream.workflows.seed003 import KEYS, NOTES
+from midstream.workflows.seed003 import KEYS, NO_GPU, NOTES, translate
 
 TRAINING = """
 exp_name: "aflow_grpo_hybrid_prompts"
@@ -99,7 +101,42 @@ def test_data_files_and_the_executor_of_the_seed_are_used(project: Path) -> None
     assert {task.split for task in take(load_tasks(config.tasks), "val", 5)} == {"val"}
 
 
-def test_mistakes_are_named(project: Path) -> None:
+def test_training_yaml_trains(project: Path) -> None:
+    small = [
+        "base_model=tiny", "max_steps=1", "eval_every=1", "eval_samples=2", "rollout_batch_size=1", "max_new_tokens=16",
+        "num_return_sequences_in_group=2", "execution_timeout=5", "trainer.test_tasks=2", "trainer.threads=1",
+    ]  # fmt: skip
+    result = api.train(load_config("config/training.yaml", small), callbacks=())
+    rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["stage"] == "rl"] == [1]
+    evaluated = [json.loads(line) for line in (result.run_dir / "evals.jsonl").read_text().splitlines()]
+    assert {(row["split"], row["n"]) for row in evaluated} == {("val", 2), ("test", 2)}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "device"),
+    [
+        ((), ["physical_gpus=[2]"], "auto"),
+        ((0, 2), ["physical_gpus=[2]"], "cuda:2"),
+        ((0, 2), ["physical_gpus=null"], "cuda:0"),
+        ((0, 2), ["physical_gpus=null", "device_mapping=null"], "auto"),
+    ],
+)
+def test_physical_gpus_choose_the_device(
+    project: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], given: list[str], device: str
+) -> None:
+    found = [Device(index, "H100", 0, 81559, 0) for index in gpus]
+    monkeypatch.setattr("midstream.workflows.seed003.find_devices", lambda: found)
+    settings, notes = translate({**yaml.safe_load(TRAINING), **yaml.safe_load("\n".join(given).replace("=", ": "))})
+    assert settings["policy"]["device"] == device
+    assert notes.count(NO_GPU) == (not gpus)
+
+
+def test_mistakes_are_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("midstream.workflows.seed003.find_devices", lambda: [Device(0, "H100", 0, 81559, 0)])
+        with pytest.raises(ConfigError, match=r"there is no GPU 2 here; there is \[0\]"):
+            load_config("config/training.yaml")
     for change, said in (
         ("lora_rnk=3", "lora_rnk"),
         ("reward_weights.correct=1", "did you mean 'correctness'"),

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from midstream.core.errors import ConfigError, nearest
+from midstream.engines.gpus import find_devices
 from midstream.workflows.executors import read_executors
 
 KEYS: Mapping[str, str] = {
@@ -48,7 +49,7 @@ KEYS: Mapping[str, str] = {
     "max_new_tokens": "rollout.sampling.max_tokens",
     "device_mapping": "policy.device",
     "num_gpus": "policy.device",
-    "physical_gpus": "",
+    "physical_gpus": "policy.device",
     "protected_pids": "",
     "use_wandb": "trainer.wandb",
     "wandb_project": "trainer.wandb.project",
@@ -56,9 +57,9 @@ KEYS: Mapping[str, str] = {
 }
 """Our setting by the seed's key; "" where none is needed (`NOTES` says why)."""
 NOTES: Mapping[str, str] = {
-    "physical_gpus": "set CUDA_VISIBLE_DEVICES to choose a GPU; midstream devices shows which are idle",
     "protected_pids": "no process that is not ours is ever ended, so all are protected",
 }
+NO_GPU = "there is no GPU here; the CPU is used"
 NO_WANDB = "use_wandb: wandb is not installed (pip install 'midstream[wandb]'); metrics are in the run's folder"
 OURS = ("exp_name", "rollout_batch_size", "num_return_sequences_in_group", "domain_ratios", "reward_weights")
 """A file with one of these is the seed's."""
@@ -102,7 +103,7 @@ def translate(data: Mapping[str, Any], folder: Path = Path()) -> tuple[dict[str,
         "name": str(given.get("exp_name", "workflow")),
         "policy": {
             "model": given["base_model"],
-            "device": "auto",
+            "device": _device(given, notes),
             "lora": {
                 "rank": given["lora_rank"],
                 "alpha": given["lora_alpha"],
@@ -137,6 +138,21 @@ def translate(data: Mapping[str, Any], folder: Path = Path()) -> tuple[dict[str,
         ),
     }  # fmt: skip
     return settings, notes
+
+
+def _device(given: Mapping[str, Any], notes: list[str]) -> str:
+    """The first of `physical_gpus`, else of `device_mapping`; the CPU, with a note, where there is no GPU."""
+    present = [one.index for one in find_devices()]
+    if not present:
+        notes.append(NO_GPU)
+        return "auto"
+    wanted = given.get("physical_gpus") or given.get("device_mapping")
+    if not wanted:
+        return "auto"
+    first = wanted[0] if isinstance(wanted, list) else wanted
+    if first not in present:
+        raise ConfigError(f"physical_gpus: there is no GPU {first} here; there is {present}", "see: midstream devices")
+    return f"cuda:{first}"
 
 
 def _wandb(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
