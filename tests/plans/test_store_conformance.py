@@ -6,6 +6,8 @@ kills of the process in `test_kill.py`; both run on either store, too."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +19,12 @@ from tests.plans.world import Permanent, World, do, plan
 from tests.waiting import MovedClock
 
 from midstream.core.errors import RunError
-from midstream.plans import AgentExecutor, Context, Handler, NodeState, RunStatus, handler, tables
+from midstream.plans import AgentExecutor, Context, Handler, NodeState, RunStatus, handler, history, tables
 from midstream.plans.errors import AnswerRefused, JournalDamaged, NoSuchRun
 from midstream.plans.history import state_at
 from midstream.plans.journal import load
+from midstream.plans.payloads import read_body
+from midstream.plans.rows import RunRow
 from midstream.store import Database
 
 ASK = {"id": "q", "handler": "ask", "args": {"prompt": "Sure?", "answer": {"type": "boolean"}}}
@@ -234,6 +238,33 @@ def test_pruning_keeps_what_has_not_ended_what_has_forks_and_what_others_use(
             question = (await executor.questions("fork"))[0]
             await executor.answer("fork", question.id, True)
             assert (await executor.resume("fork")).output == {"q": True}
+
+    asyncio.run(main())
+
+
+def test_a_payload_that_a_run_begins_to_use_while_another_is_deleted_is_kept(database: str, world: World) -> None:
+    made = plan({"id": "v", "handler": "value", "args": {"value": LONG}})
+    begun, end = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with opened(database, world) as executor, opened(database, world) as other:
+            await executor.run(made, uid="old")
+            read = executor.database.read
+            (body,) = read(lambda connection: connection.scalars(sa.select(tables.blobs.c.body)).all()[:1])
+            row = RunRow("new", plan="@" + hashlib.sha256(body).hexdigest(), input="{}", created_at=1.0)
+
+            def create(connection: sa.Connection) -> None:
+                history.create(connection, row, {row.plan: body})
+                begun.set()
+                end.wait(10)
+
+            creating = asyncio.create_task(asyncio.to_thread(executor.database.change, create))
+            await asyncio.to_thread(begun.wait, 10)
+            deleting = asyncio.create_task(other.delete("old"))
+            await asyncio.wait([deleting], timeout=0.3)
+            end.set()
+            await asyncio.gather(creating, deleting)
+            assert read(lambda connection: read_body(connection, row.plan)) == body.decode()
 
     asyncio.run(main())
 
