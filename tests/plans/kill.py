@@ -234,7 +234,7 @@ def fuzz(points: int, seed: int, database: str | None, folder: Path, twice: floa
             if expected["problems"]:
                 failures.append({"seed": plan_seed, "undisturbed": expected})
                 continue
-            chosen = coverage.choose(plan, expected["writes"], max(4, points // 40), draw)
+            chosen = coverage.choose(plan, expected["writes"], max(4, points // 200), draw)
             tries = deque((at, after, draw.choice(SECOND) if draw.random() < twice else None) for at, after in chosen)
             while tries and coverage.killed < points:
                 at, after, again = tries.popleft()

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import Any
 
 NAMES = ("id", "name", "savepoint", "rollback_to", "prompt")
-MOMENTS = ("before", "after")
 
 
 def shape(plan: dict[str, Any]) -> str:
@@ -70,19 +69,15 @@ class Coverage:
     def choose(
         self, plan: dict[str, Any], writes: list[str], at_most: int, draw: random.Random
     ) -> list[tuple[int, bool]]:
-        """Writes of a plan, counted from 1, and whether to kill after them; `writes` are the kinds of those of an
-        undisturbed run. Each kind is taken once before any is taken again, those killed least often first."""
-        planned, kinds, form = Counter(self._pairs), Counter(self.kinds), shape(plan)
-        left = [(at, moment) for at in range(len(writes)) for moment in MOMENTS]
-        draw.shuffle(left)
-        chosen: list[tuple[int, bool]] = []
-        while left and len(chosen) < at_most:
-            at, moment = min(left, key=lambda one: (planned[form, writes[one[0]]], kinds[writes[one[0]]]))
-            left.remove((at, moment))
-            planned[form, writes[at]] += 1
-            kinds[writes[at]] += 1
-            chosen.append((at + 1, moment == "after"))
-        return chosen
+        """Writes of an undisturbed run, whose kinds are `writes`: their numbers from 1, and whether to kill after them.
+        One of each kind that was not killed at in a plan of this shape, those killed at least often first."""
+        form = shape(plan)
+        places: dict[str, list[int]] = {}
+        for number, kind in enumerate(writes, 1):
+            if not self._pairs[form, kind]:
+                places.setdefault(kind, []).append(number)
+        rarest = sorted(places, key=lambda kind: self.kinds[kind])
+        return [(draw.choice(places[kind]), draw.random() < 0.5) for kind in rarest[:at_most]]
 
     def summary(self) -> dict[str, Any]:
         states: Counter[str] = Counter()

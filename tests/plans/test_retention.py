@@ -107,7 +107,8 @@ def test_a_run_that_a_worker_rolls_back_is_not_deleted(tmp_path: Path, world: Wo
         clock.advance(2 * DAY)
         rolling = asyncio.create_task(executor.rollback("r"))
         await begun.wait()
-        ended = "UPDATE plan_runs SET status = 'succeeded', ended_at = 0"  # as it is until the first transaction of the worker
+        # As it is until the first transaction of the worker.
+        ended = "UPDATE plan_runs SET status = 'succeeded', ended_at = 0"
         executor.database.change(lambda connection: connection.execute(sa.text(ended)))
         pruned = await executor.prune(DAY)
         let_go.set()
