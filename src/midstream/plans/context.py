@@ -143,7 +143,7 @@ class Context:
             if found.happened:
                 row.state = "done"
                 await self._port.save_step(row, found.output)
-                return found.output
+                return cast("T", await self._port.load(row.value))
         if row is None:
             row = StepRow(self.path, self._scope, key)
         row.state, row.effects = "intent", effects

@@ -28,6 +28,7 @@ from midstream.plans.misfit import misfit
 from midstream.plans.owner import is_dead, new_owner
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan, load_plan
+from midstream.plans.redaction import Redact
 from midstream.plans.rows import RunRow
 from midstream.plans.runner import OnWait, Runner, Services
 from midstream.plans.scheduling import Limits, SchedulingPolicy
@@ -50,8 +51,8 @@ class AgentExecutor:
     worker that stops renewing its lease for `lease_s` seconds loses its runs to the next that resumes them. A path of a
     database is opened with durability `normal`: it survives the death of the process; for power cuts, open a `Database`
     with `full` and pass that. With `retention_s`, runs that ended longer ago are deleted (`prune`) when the executor is
-    entered, and every ten minutes while it executes runs or is a worker. `on_wait` is for simulated work, see
-    `VirtualTime`.
+    entered, and every ten minutes while it executes runs or is a worker. `redact` removes what must not be stored from
+    texts that handlers return, raise or ask (`redaction.py`). `on_wait` is for simulated work, see `VirtualTime`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class AgentExecutor:
         policy: SchedulingPolicy | None = None,
         on_wait: OnWait | None = None,
         retention_s: float | None = None,
+        redact: Redact | None = None,
         lease_s: float = LEASE_S,
         grace_s: float = 10.0,
         seed: int | None = None,
@@ -85,6 +87,7 @@ class AgentExecutor:
             on_wait,
             grace_s,
             random.Random(seed),
+            redact,
         )
         self._journal, self._lease_s, self._retention_s = journal, lease_s, retention_s
         self._prune_at = clock.monotonic()

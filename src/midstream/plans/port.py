@@ -55,7 +55,7 @@ class RunnerPort:
         ledger = self._runner.ledger
         values: dict[str, Any] = {"state": row.state, "effects": row.effects}
         if value is not MISSING:
-            values["value"] = ledger.encode(value, f"result of step '{row.key}' of '{row.path}'")
+            values["value"] = ledger.encode_result(value, f"result of step '{row.key}' of '{row.path}'")
         ledger.change_step(row, **values)
         if row.state == "done" and not self._undoes:
             self._runner.graph.change(self._one, steps_done=self._one.row.steps_done + 1)
