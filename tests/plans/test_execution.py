@@ -11,7 +11,16 @@ import pytest
 from tests.plans.world import World, do, plan
 
 from midstream.core.errors import RunError
-from midstream.plans import Choice, Context, NodeState, RunStatus, SchedulerState, ScoredPolicy, handler
+from midstream.plans import (
+    AgentExecutor,
+    Choice,
+    Context,
+    NodeState,
+    RunStatus,
+    SchedulerState,
+    ScoredPolicy,
+    handler,
+)
 
 
 def add(name: str, a: Any, b: Any = 0, **fields: Any) -> dict[str, Any]:
@@ -46,6 +55,45 @@ def test_a_node_starts_when_its_own_parents_are_done_not_when_a_whole_layer_is(t
         after,
     )
     assert order == ["after fast", "slow"]
+
+
+def test_outcomes_belong_to_nodes_in_whatever_order_they_end(tmp_path: Path, world: World) -> None:
+    """The trap of recovery by position: each process is interrupted with other nodes under way, and none takes the
+    outcome of another for its own."""
+    held: set[str] = set()
+    begun: set[str] = set()
+
+    @handler("held", effects="idempotent")
+    async def work(name: str, before: str = "") -> str:
+        begun.add(name)
+        if name in held:
+            await asyncio.Event().wait()
+        return f"{before} {world.act(name)}".strip()
+
+    def node(name: str, before: str = "") -> dict[str, Any]:
+        return {
+            "id": name,
+            "handler": "held",
+            "args": {"name": name, **({"before": {"$ref": before}} if before else {})},
+        }
+
+    made = plan(node("a1"), node("a2", "a1"), node("b1"), node("b2", "b1"))
+
+    async def interrupted(executor: AgentExecutor) -> None:
+        running = asyncio.create_task(executor.run(made, uid="r"))
+        async with asyncio.timeout(20):
+            while not held <= begun:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    for names in ({"a1", "b2"}, {"a2", "b2"}, {"a2"}):
+        held, begun = names, set()
+        world.using(tmp_path, interrupted, work)
+    held = set()
+    result = world.using(tmp_path, lambda executor: executor.resume("r"), work)
+    assert result.output == {"a2": "a1! a2!", "b2": "b1! b2!"}
+    assert sorted(world.did) == ["a1", "a2", "b1", "b2"]
 
 
 @pytest.mark.parametrize(

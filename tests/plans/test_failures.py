@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.plans.world import Correctable, Fatal, Permanent, Transient, World, do, plan
 
-from midstream.plans import Context, NodeState, RunStatus, handler
+from midstream.plans import AgentExecutor, Context, NodeState, RunStatus, handler
 
 
 def test_a_transient_failure_is_tried_again_as_often_as_the_node_says(tmp_path: Path, world: World) -> None:
@@ -186,6 +186,67 @@ def test_what_handlers_spend_is_counted_against_the_budget(tmp_path: Path, world
     assert world.run(tmp_path, plan(*nodes, budgets={"spend": {"tokens": 120}}), call).status is RunStatus.SUCCEEDED
     result = world.run(tmp_path, plan(*nodes, budgets={"spend": {"tokens": 100}}), call)
     assert result.error == "Fatal: the run used 120 of tokens, above its budget of 100"
+
+
+def test_a_node_above_its_budget_fails_and_its_fallback_takes_over(tmp_path: Path, world: World) -> None:
+    """Its attempts add up, also those before a restart; another try begins with the whole budget."""
+
+    @handler("model", effects="none")
+    async def model(ctx: Context) -> str:
+        ctx.spend(tokens=60)
+        await ctx.ask("sure", bool)
+        world.act("model")
+        return "answer"
+
+    node = {"id": "m", "handler": "model", "budget": {"tokens": 100}}
+    fallback = [{"handler": "do", "args": {"name": "cheap"}}]
+
+    def run(uid: str, **fields: Any) -> Any:
+        async def main(executor: AgentExecutor) -> Any:
+            await executor.answer(uid, (await executor.questions(uid))[0].id, True)
+            return await executor.resume(uid)
+
+        world.using(tmp_path, lambda executor: executor.run(plan(node | fields), uid=uid), model)
+        return world.using(tmp_path, main, model)
+
+    assert run("r", budget={"tokens": 120}).output == {"m": "answer"}
+    assert run("s", fallback=fallback).output == {"m": "cheap!"}
+    assert run("t").error == "Permanent: 'm' used 120 of tokens, above its budget of 100"
+    again = world.using(tmp_path, lambda executor: executor.retry("t"), model)
+    assert again.output == {"m": "answer"} and world.did == ["model", "cheap", "model"]
+
+
+@pytest.mark.parametrize("repeated", ["map", "loop", "plan", "map of plans"])
+def test_the_budget_of_a_node_covers_everything_in_it(tmp_path: Path, world: World, repeated: str) -> None:
+    @handler("call", effects="none")
+    async def call(ctx: Context) -> None:
+        ctx.spend(tokens=40, calls=1)
+
+    inner = plan(*({"id": f"c{at}", "handler": "call", "budget": {"tokens": 40}} for at in range(2)))
+    shapes: dict[str, dict[str, Any]] = {
+        "map": {"handler": "call", "map": {"over": [1, 2, 3, 4], "concurrency": 1}},
+        "loop": {"handler": "call", "loop": {"max_rounds": 4}},
+        "plan": {"plan": plan(*inner["nodes"], {"id": "m", "plan": inner})},
+        "map of plans": {"plan": inner, "map": {"over": [1, 2]}},
+    }
+
+    def run(tokens: int) -> Any:
+        return world.run(tmp_path, plan({"id": "n", **shapes[repeated], "budget": {"tokens": tokens}}), call)
+
+    assert run(160).status is RunStatus.SUCCEEDED
+    assert "'n' used 160 of tokens, above its budget of 159" in run(159).error
+
+
+def test_a_compensation_is_not_stopped_by_the_budget_of_its_node(tmp_path: Path, world: World) -> None:
+    @handler("costly", effects="idempotent")
+    async def costly(ctx: Context) -> None:
+        ctx.spend(tokens=40)
+        world.act("undo")
+
+    world.fail("b", Permanent("no"))
+    made = plan(do("a", compensate={"handler": "costly"}, budget={"tokens": 1}), do("b", "a"))
+    assert world.run(tmp_path, made, costly).status is RunStatus.ROLLED_BACK
+    assert world.did == ["a", "undo"]
 
 
 def test_secrets_stay_out_of_errors(tmp_path: Path, world: World) -> None:

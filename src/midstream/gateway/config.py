@@ -138,7 +138,7 @@ class GatewayConfig(Config):
     """Where trajectories are stored: a file, or a `postgresql://` URL."""
     plans: str | None = None
     """Store of plans, a file or a `postgresql://` URL. `GET /plans/questions` lists their questions, and
-    `POST /plans/RUN/questions/QUESTION` answers one."""
+    `POST /plans/RUN/questions/QUESTION` answers one; `GET /plans/RUN/events` follows the events of a run."""
     durability: Literal["full", "normal"] = "full"
     """On SQLite, an acknowledged call survives a power cut (`full`) or the death of the process (`normal`)."""
     secret_env: str = "MIDSTREAM_GATEWAY_SECRET"

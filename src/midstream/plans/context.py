@@ -143,7 +143,7 @@ class Context:
             if found.happened:
                 row.state = "done"
                 await self._port.save_step(row, found.output)
-                return found.output
+                return cast("T", await self._port.load(row.value))
         if row is None:
             row = StepRow(self.path, self._scope, key)
         row.state, row.effects = "intent", effects
@@ -216,8 +216,9 @@ class Context:
         self._port.restart_timeout()
 
     def spend(self, **amounts: float) -> None:
-        """Report what this call used (tokens, cost), counted against the plan's budget. Raises `Fatal` above it, and
-        `Permanent` for an amount that would reduce what was used."""
+        """Report what this call used (tokens, cost), counted against the budgets of the run and of the node.
+        Raises `Fatal` above that of the run, and `Permanent` above that of a node, or for an amount that would reduce
+        what was used."""
         for name, amount in amounts.items():
             if not 0 <= amount < math.inf:
                 raise Permanent(f"{amount} of {name} cannot be spent: give a number of at least 0")

@@ -28,6 +28,7 @@ from midstream.plans.misfit import misfit
 from midstream.plans.owner import is_dead, new_owner
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan, load_plan
+from midstream.plans.redaction import Redact
 from midstream.plans.rows import RunRow
 from midstream.plans.runner import OnWait, Runner, Services
 from midstream.plans.scheduling import Limits, SchedulingPolicy
@@ -39,6 +40,7 @@ PlanSource = Plan | Mapping[str, Any] | str | Path
 _log = logging.getLogger(__name__)
 LEASE_S = 15.0
 POLL_S = 0.5
+PRUNE_EVERY_S = 600.0
 
 
 class AgentExecutor:
@@ -48,7 +50,9 @@ class AgentExecutor:
     units of further limits that nodes name; `policy` chooses among ready nodes (None: first come, first served). A
     worker that stops renewing its lease for `lease_s` seconds loses its runs to the next that resumes them. A path of a
     database is opened with durability `normal`: it survives the death of the process; for power cuts, open a `Database`
-    with `full` and pass that. `on_wait` is for simulated work, see `VirtualTime`.
+    with `full` and pass that. With `retention_s`, runs that ended longer ago are deleted (`prune`) when the executor is
+    entered, and every ten minutes while it executes runs or is a worker. `redact` removes what must not be stored from
+    texts that handlers return, raise or ask (`redaction.py`). `on_wait` is for simulated work, see `VirtualTime`.
     """
 
     def __init__(
@@ -60,10 +64,14 @@ class AgentExecutor:
         resources: Mapping[str, int] | None = None,
         policy: SchedulingPolicy | None = None,
         on_wait: OnWait | None = None,
+        retention_s: float | None = None,
+        redact: Redact | None = None,
         lease_s: float = LEASE_S,
         grace_s: float = 10.0,
         seed: int | None = None,
     ) -> None:
+        if retention_s is not None and not retention_s >= 0:
+            raise ValueError(f"retention_s must be at least 0, not {retention_s}")
         self._owns_database = not isinstance(database, Database)
         self.database = database if isinstance(database, Database) else Database(database, "normal")
         self.handlers = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
@@ -79,8 +87,10 @@ class AgentExecutor:
             on_wait,
             grace_s,
             random.Random(seed),
+            redact,
         )
-        self._journal, self._lease_s = journal, lease_s
+        self._journal, self._lease_s, self._retention_s = journal, lease_s, retention_s
+        self._prune_at = clock.monotonic()
         self._owner = new_owner()
         self._runners: dict[str, Runner | None] = {}
         self._keeper: asyncio.Task[None] | None = None
@@ -169,6 +179,7 @@ class AgentExecutor:
         blocked: set[str] = set()
         try:
             while not self._draining:
+                await self._prune_in_time()
                 for uid in await self._journal.read(views.unfinished):
                     if uid not in busy and uid not in self._runners and uid not in blocked:
                         busy[uid] = asyncio.create_task(self._worked(uid, blocked))
@@ -300,6 +311,19 @@ class AgentExecutor:
         before = clock.time() - older_than_s
         return await self._change(lambda connection: history.prune(connection, before))
 
+    async def _prune_in_time(self) -> None:
+        """Prune if the executor has a retention and the last time is long enough ago."""
+        if self._retention_s is None or clock.monotonic() < self._prune_at:
+            return
+        self._prune_at = clock.monotonic() + PRUNE_EVERY_S
+        try:
+            pruned = await self.prune(self._retention_s)
+        except RunError as error:  # the runs go on; the next time may succeed
+            _log.warning("old runs were not deleted: %s", error)
+            return
+        if len(pruned) == history.PRUNED_AT_ONCE:
+            self._prune_at = clock.monotonic()  # there may be more
+
     async def delete(self, uid: str) -> None:
         """Delete a run that has ended, with what only it used. Raises `RunError` for one that has not, or has forks."""
         await self._change(lambda connection: history.delete(connection, uid))
@@ -322,9 +346,10 @@ class AgentExecutor:
             self._keeper = asyncio.create_task(self._keep_up())
 
     async def _keep_up(self) -> None:
-        """While runs are executed: renew their leases, and look for commands from other processes."""
+        """While runs are executed: renew their leases, look for commands from other processes, and prune."""
         renewed = clock.monotonic()
         while any(self._runners.values()):
+            await self._prune_in_time()
             await clock.sleep(POLL_S)
             held = {uid: runner for uid, runner in self._runners.items() if runner is not None}
             for uid in await self._journal.read(partial(views.with_mail, uids=list(held))):
@@ -358,6 +383,7 @@ class AgentExecutor:
             await asyncio.to_thread(self.database.close)
 
     async def __aenter__(self) -> Self:
+        await self._prune_in_time()
         return self
 
     async def __aexit__(

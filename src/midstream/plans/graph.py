@@ -14,6 +14,7 @@ from typing import Any
 from midstream.plans.checks import Compiled, compensations_of
 from midstream.plans.instances import RESOLVE, Frame, Instance, Shape, Todo
 from midstream.plans.plan import Node
+from midstream.plans.redaction import Redact, redacted_fields
 from midstream.plans.rows import NodeRow
 from midstream.plans.states import IDLE, SETTLED, NodeState, Phase, check_node
 
@@ -22,10 +23,12 @@ _NEVER = 1 << 62
 
 
 class Graph:
-    """The instances of a run. `rows` are what the journal has of it, by path."""
+    """The instances of a run. `rows` are what the journal has of it, by path; `redact` cleans messages."""
 
-    def __init__(self, compiled: Compiled, rows: dict[str, NodeRow], now: float = 0.0) -> None:
-        self._saved = rows
+    def __init__(
+        self, compiled: Compiled, rows: dict[str, NodeRow], now: float = 0.0, redact: Redact | None = None
+    ) -> None:
+        self._saved, self._redact = rows, redact
         self.now = now
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         """Kind, path and changed fields of everything that was not written yet, in order."""
@@ -52,6 +55,8 @@ class Graph:
                 if state is S.SUCCEEDED:
                     self._successes += 1
                     values["finished"] = self._successes
+        if self._redact is not None:
+            values = redacted_fields(values, self._redact)
         for name, value in values.items():
             setattr(one.row, name, value)
         self.events.append(("node", one.path, values))

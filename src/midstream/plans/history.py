@@ -13,12 +13,15 @@ from midstream.core.errors import RunError
 from midstream.plans import tables
 from midstream.plans.context import DOUBT
 from midstream.plans.errors import JournalDamaged
-from midstream.plans.journal import Event, event_values, load_row, read_events
+from midstream.plans.journal import Event, event_values, lease_name, load_row, read_events
 from midstream.plans.rows import NodeRow, RunRow, StepRow, assign, changed, node_values, run_values, step_values
 from midstream.plans.states import ENDED, NodeState, RunStatus
+from midstream.store import leases
 from midstream.store.engine import INSERT
 
 PAGE = 5000
+PRUNED_AT_ONCE = 1000
+"""Runs deleted in one transaction, which blocks other writers."""
 
 
 @dataclass
@@ -133,9 +136,9 @@ def _own(past: Past) -> list[tuple[str, str, dict[str, Any]]]:
     return changes
 
 
-def prune(connection: sa.Connection, ended_before: float, at_most: int = 1000) -> list[str]:
+def prune(connection: sa.Connection, ended_before: float, at_most: int = PRUNED_AT_ONCE) -> list[str]:
     """Delete runs that ended before that moment, the oldest first, and payloads that no other run uses. Runs with forks
-    that are left keep their history. Returns the uids."""
+    that are left keep their history, and a run that a worker holds is kept: it may be rolled back. Returns the uids."""
     runs = tables.runs
     forked = runs.alias()
     has_forks = sa.exists().where(forked.c.parent == runs.c.uid)
@@ -146,6 +149,8 @@ def prune(connection: sa.Connection, ended_before: float, at_most: int = 1000) -
         .limit(at_most)
     )
     uids = list(connection.scalars(old))
+    free = leases.lock_free(connection, [lease_name(uid) for uid in uids])
+    uids = [uid for uid in uids if lease_name(uid) in free]
     _delete(connection, uids)
     return uids
 
@@ -175,6 +180,10 @@ def _delete(connection: sa.Connection, uids: Sequence[str]) -> None:
     if not uids:
         return
     users, runs = tables.blob_users, tables.runs
+    names = [lease_name(uid) for uid in uids]
+    leases.lock_free(connection, names)  # first, as writers do
+    if connection.dialect.name == "postgresql":  # a writer that began to use a payload must be seen
+        connection.exec_driver_sql(f"LOCK TABLE {users.name} IN SHARE ROW EXCLUSIVE MODE")
     for table in (tables.events, tables.nodes, tables.steps, tables.inbox):
         connection.execute(table.delete().where(table.c.run.in_(uids)))
     hashes = sa.select(users.c.hash).where(users.c.run.in_(uids))
@@ -183,6 +192,7 @@ def _delete(connection: sa.Connection, uids: Sequence[str]) -> None:
     connection.execute(tables.blobs.delete().where(unused))
     connection.execute(users.delete().where(users.c.run.in_(uids)))
     connection.execute(runs.delete().where(runs.c.uid.in_(uids)))
+    leases.forget(connection, names)
 
 
 def create(connection: sa.Connection, row: RunRow, blobs: dict[str, bytes]) -> bool:

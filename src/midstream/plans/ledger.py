@@ -10,6 +10,7 @@ from midstream.core import clock
 from midstream.plans.graph import Graph
 from midstream.plans.journal import Event, Journal, Write
 from midstream.plans.payloads import Payloads, Stored
+from midstream.plans.redaction import Redact, redacted, redacted_json
 from midstream.plans.rows import RunRow, StepRow, changed
 from midstream.plans.states import ENDED, RunStatus, check_run
 from midstream.store import Lease
@@ -27,10 +28,12 @@ class Ledger:
         steps: dict[str, list[StepRow]],
         lease: Lease,
         broke: Callable[[BaseException], None],
+        redact: Redact | None = None,
     ) -> None:
         self.row, self.lease = row, lease
         self.steps = {path: {(step.scope, step.key): step for step in rows} for path, rows in steps.items()}
         self._journal, self._payloads, self._graph, self._broke = journal, payloads, graph, broke
+        self._redact = redact
         self._last: asyncio.Future[None] | None = None
         self._clear()
 
@@ -64,6 +67,14 @@ class Ledger:
     def note(self, kind: str, path: str, **data: Any) -> None:
         """Add an event that changes nothing."""
         self._graph.events.append((kind, path, data))
+
+    def encode_result(self, value: Any, where: str) -> str:
+        """`encode` for what a handler returned."""
+        return self.encode(value if self._redact is None else redacted(value, self._redact), where)
+
+    def encode_output(self, text: str) -> str:
+        """`encode_text` for the output of a node or of the run."""
+        return self.encode_text(text if self._redact is None else redacted_json(text, self._redact))
 
     def encode(self, value: Any, where: str) -> str:
         """Payload of `value`; its body is written with the next transaction."""

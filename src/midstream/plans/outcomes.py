@@ -97,7 +97,7 @@ def failing(runner: Runner, one: Instance) -> bool:
 
 def succeed(runner: Runner, one: Instance, text: str) -> None:
     """`one` succeeded with this output, as JSON text."""
-    output = runner.ledger.encode_text(text)
+    output = runner.ledger.encode_output(text)
     runner.graph.change(one, S.SUCCEEDED, output=output, **_cleared(one))
     runner.graph.settle(one)
 

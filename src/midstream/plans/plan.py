@@ -165,6 +165,9 @@ class Node(Config):
     """Name under which a rollback can return to the moment this node succeeded."""
     resources: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Units of limited resources it holds while it runs."""
+    budget: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Limits of what calls in this node report with `ctx.spend`, over its attempts, fallbacks, elements, rounds and the
+    nodes of its sub-plan. A call that goes above one fails for good."""
     role: str | None = None
     """Module role that acts in this node; handlers see it."""
 

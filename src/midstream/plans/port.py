@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from midstream.plans.context import MISSING, Context
-from midstream.plans.errors import Fatal
+from midstream.plans.errors import Fatal, Permanent
 from midstream.plans.handlers import Handler
 from midstream.plans.instances import Instance
 from midstream.plans.rows import StepRow
@@ -55,7 +55,7 @@ class RunnerPort:
         ledger = self._runner.ledger
         values: dict[str, Any] = {"state": row.state, "effects": row.effects}
         if value is not MISSING:
-            values["value"] = ledger.encode(value, f"result of step '{row.key}' of '{row.path}'")
+            values["value"] = ledger.encode_result(value, f"result of step '{row.key}' of '{row.path}'")
         ledger.change_step(row, **values)
         if row.state == "done" and not self._undoes:
             self._runner.graph.change(self._one, steps_done=self._one.row.steps_done + 1)
@@ -98,13 +98,36 @@ class RunnerPort:
 
     def _spend(self, amounts: Mapping[str, float]) -> None:
         runner = self._runner
-        spent = dict(runner.row.spent)
-        for name, amount in amounts.items():
-            spent[name] = spent.get(name, 0.0) + amount
+        spent = _sum(runner.row.spent, amounts)
         runner.ledger.change_run(spent=spent)
-        for name, limit in runner.graph.compiled.plan.budgets.spend.items():
-            if spent.get(name, 0.0) > limit:
-                raise Fatal(f"the run used {spent[name]:g} of {name}, above its budget of {limit:g}")
+        accounts = [] if self._undoes else list(_accounts(self._one))
+        for one in accounts:
+            runner.graph.change(one, spent=_sum(one.row.spent, amounts))
+        if over := _above(spent, runner.graph.compiled.plan.budgets.spend):
+            raise Fatal(f"the run used {over}")
+        for one in accounts:
+            if over := _above(one.row.spent, one.node.budget):
+                raise Permanent(f"'{one.path}' used {over}")
+
+
+def _accounts(one: Instance) -> Iterator[Instance]:
+    """Instances whose nodes have a budget that `one` spends from, the innermost first. Of each node it is the
+    outermost, which stands for its elements and rounds."""
+    above: Instance | None = one
+    while above is not None:
+        if above.level == 0 and above.node.budget:
+            yield above
+        above = above.parent
+
+
+def _sum(spent: Mapping[str, float], amounts: Mapping[str, float]) -> dict[str, float]:
+    return {name: spent.get(name, 0.0) + amounts.get(name, 0.0) for name in {**spent, **amounts}}
+
+
+def _above(spent: Mapping[str, float], limits: Mapping[str, float]) -> str:
+    """What was spent above its limit; empty if nothing was."""
+    over = (name for name, limit in limits.items() if spent.get(name, 0.0) > limit)
+    return next((f"{spent[name]:g} of {name}, above its budget of {limits[name]:g}" for name in over), "")
 
 
 def question_id(run: str, row: StepRow) -> str:

@@ -39,6 +39,8 @@ def open_row(runner: Runner, row: StepRow) -> None:
     """Write a new question or timer."""
     if row.kind == "question":
         row.id = question_id(runner.row.uid, row)
+        if (redact := runner.services.redact) is not None:
+            row.prompt = redact(row.prompt)
     runner.ledger.change_step(row)
     arm(runner, row)
 

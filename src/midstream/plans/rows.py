@@ -54,6 +54,8 @@ class NodeRow:
     """`ctx.step`s that succeeded in this generation."""
     undone: list[str] = field(default_factory=list[str])
     """Scopes (`generation.choice`) that were compensated: their steps have no effect any more."""
+    spent: dict[str, float] = field(default_factory=dict[str, float])
+    """Totals of `ctx.spend` in this generation, of a node with a budget."""
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ from midstream.plans.journal import Journal, Saved
 from midstream.plans.ledger import Ledger
 from midstream.plans.payloads import Payloads
 from midstream.plans.port import RunnerPort
+from midstream.plans.redaction import Redact
 from midstream.plans.rows import RunRow, StepRow
 from midstream.plans.scheduling import Limits, ReadyNode, ReadyQueue, SchedulerState, SchedulingPolicy
 from midstream.plans.states import ENDED, NodeState, RunStatus
@@ -59,6 +60,7 @@ class Services:
     """After a cancellation, how long nodes that run may still come to an end by themselves."""
     random: random.Random = field(default_factory=random.Random)
     """For the jitter of backoffs."""
+    redact: Redact | None = None
 
 
 @dataclass(order=True, slots=True)
@@ -74,8 +76,10 @@ class Runner:
 
     def __init__(self, services: Services, saved: Saved, compiled: Compiled, lease: Lease) -> None:
         self.services, self.payloads = services, services.payloads
-        self.graph = Graph(compiled, saved.nodes, clock.time())
-        self.ledger = Ledger(services.journal, services.payloads, saved.run, self.graph, saved.steps, lease, self.stop)
+        self.graph = Graph(compiled, saved.nodes, clock.time(), services.redact)
+        self.ledger = Ledger(
+            services.journal, services.payloads, saved.run, self.graph, saved.steps, lease, self.stop, services.redact
+        )
         self.row: RunRow = saved.run
         self.starts = sum(row.starts for row in saved.nodes.values())
         self.queue = ReadyQueue()

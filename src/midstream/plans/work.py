@@ -93,7 +93,7 @@ async def _finish(runner: Runner, one: Instance) -> None:
     if one is not runner.graph.root:
         outcomes.succeed(runner, one, text)
         return
-    output = runner.ledger.encode_text(text)
+    output = runner.ledger.encode_output(text)
     runner.graph.change(one, S.SUCCEEDED, output=output)
     runner.ledger.change_run(RunStatus.SUCCEEDED, output=output, error=None)
 

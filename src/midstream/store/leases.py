@@ -7,7 +7,7 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -108,6 +108,20 @@ def held_by(connection: sa.Connection, resource: str) -> str | None:
     """The owner that holds `resource`; None when its lease is free or ran out."""
     query = sa.select(_table.c.owner).where(_table.c.resource == resource, _table.c.until > clock.time())
     return connection.scalar(query)
+
+
+def lock_free(connection: sa.Connection, resources: Sequence[str]) -> set[str]:
+    """Those of `resources` that nobody holds. Nobody can acquire one that was held before until the transaction
+    ends."""
+    query = _table.select().where(_table.c.resource.in_(resources)).order_by(_table.c.resource).with_for_update()
+    now = clock.time()
+    held = {row.resource for row in connection.execute(query) if row.owner is not None and row.until > now}
+    return set(resources) - held
+
+
+def forget(connection: sa.Connection, resources: Sequence[str]) -> None:
+    """Delete the rows of resources that are gone. A lease of one is lost; a new one has another owner."""
+    connection.execute(_table.delete().where(_table.c.resource.in_(resources)))
 
 
 def check(connection: sa.Connection, lease: Lease) -> None:

@@ -17,6 +17,8 @@ from midstream.gateway.http.route import NAME, ApiRoute
 _REFERENCE = "#/components/schemas/{model}"
 _TEXT = {"type": "string"}
 _NAME = {"type": "string", "pattern": f"^{NAME}$"}
+_QUERY = {"after": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}}
+"""Schemas of query arguments that are not names."""
 _TAGS = {
     "Models": "Model calls of agents, with any client of these APIs. At the root, the token or the header "
     "`X-Midstream-Trajectory` names the trajectory of a call; under a trajectory's own path, the path does.",
@@ -41,6 +43,8 @@ class Endpoint:
     tag: str
     summary: str
     access: str = "agent"
+    media_type: str = "application/json"
+    """Of the response."""
 
 
 ENDPOINTS = {
@@ -74,6 +78,9 @@ ENDPOINTS = {
     ),
     "/plans/questions": Endpoint("People", "List the open questions of plans", "admin"),
     "/plans/{run}/questions/{question}": Endpoint("People", "Answer a question of a plan", "admin"),
+    "/plans/{run}/events": Endpoint(
+        "Operation", "Follow the events of a plan's run (server-sent events)", "admin", "text/event-stream"
+    ),
     "/health": Endpoint("Operation", "Whether the process answers", "anyone"),
     "/ready": Endpoint("Operation", "Whether calls are answered at once (503 if not)", "anyone"),
     "/metrics": Endpoint("Operation", "Counters in Prometheus' format", "reader"),
@@ -175,7 +182,7 @@ def _operation(route: ApiRoute, body: Mapping[str, Any] | None) -> dict[str, Any
         "security": [] if endpoint.access == "anyone" else [{name: []} for name in _SECURITY],
         "parameters": _parameters(route, is_call=endpoint.tag == "Models" and body is not None),
         "responses": {
-            "200": {"description": "Success", "content": {"application/json": {"schema": {}}}},
+            "200": {"description": "Success", "content": {endpoint.media_type: {"schema": {}}}},
             "4XX": {"description": "The request is at fault", "content": error},
             "5XX": {"description": "It cannot be answered now; Retry-After says when to try again", "content": error},
         },
@@ -193,7 +200,9 @@ def _parameters(route: ApiRoute, *, is_call: bool) -> Sequence[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": _TEXT if name == "name" else _NAME}
         for name in route.param_convertors
     ]
-    parameters += [{"name": name, "in": "query", "required": False, "schema": _NAME} for name in route.query]
+    parameters += [
+        {"name": name, "in": "query", "required": False, "schema": _QUERY.get(name, _NAME)} for name in route.query
+    ]
     if is_call:
         in_path = route.path_format.startswith(TRAJECTORY_PATH)
         parameters += [

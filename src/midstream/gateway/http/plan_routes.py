@@ -1,4 +1,4 @@
-"""Questions of plans, listed and answered over HTTP: by the operator's programs, and in a browser at `/plans`."""
+"""Plans over HTTP: their questions, for the operator's programs and in a browser at `/plans`, and events of runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from midstream.gateway.http.body import BodyReader
 from midstream.gateway.http.browser import page_endpoint, require_own_form
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.http.identity import caller_of
+from midstream.gateway.http.plan_events import events_response
 from midstream.gateway.http.questions_page import HEADERS, answer_of, questions_page, read_form
 from midstream.gateway.http.responses import json_response
 from midstream.gateway.http.route import ApiRoute, name_in_path, name_in_query
@@ -40,6 +41,7 @@ def plan_routes(gateway: Gateway, reader: BodyReader) -> Iterator[BaseRoute]:
     yield Route("/plans", page_endpoint(gateway, pages.show), methods=["GET"])
     yield Route("/plans", page_endpoint(gateway, pages.submit), methods=["POST"])
     yield ApiRoute("GET", "/plans/questions", handlers.questions, query=("run",))
+    yield ApiRoute("GET", "/plans/{run}/events", handlers.events, query=("after",))
     yield ApiRoute(
         "POST",
         "/plans/{run}/questions/{question}",
@@ -61,6 +63,10 @@ class _Handlers:
     async def questions(self, request: Request) -> Response:
         executor, run = self.executor(request), name_in_query(request, "run")
         return json_response({"questions": [_described(one) for one in await executor.questions(run)]})
+
+    async def events(self, request: Request) -> Response:
+        executor = self.executor(request)
+        return await events_response(request, self._gateway, executor, name_in_path(request, "run"))
 
     async def answer(self, request: Request, body: AnswerRequest) -> Response:
         run, question = name_in_path(request, "run"), name_in_path(request, "question")
