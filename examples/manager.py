@@ -25,7 +25,7 @@ MEMBERS = {
     "searcher": {"instructions": "You look things up.", "tools": ["search"], "max_calls": 1},
     "writer": {"instructions": "You are WriterAgent: you write summaries."},
 }
-TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 2, "max_errors": 0}
+TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 2, "max_errors": 0, "own_answer": False}
 FLOW = {"name": "coordinator", "tools": ("calculator", "search"), "settings": TEAM}
 ERRANDS = {"calculator": "Calculate {}", "searcher": "Search {}", "writer": "Write a summary about {}"}
 CALLS = {"calculator": ("calculator", "expression"), "searcher": ("search", "query")}
@@ -85,7 +85,7 @@ def training() -> dict[str, Any]:
         "rollout": {"tasks_per_step": 6, "group_size": 6, "sampling": {"max_tokens": 80}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
         "optimizer": {"lr": 2e-4},
-        "warm_start": {"examples": 144, "epochs": 1, "batch_size": 4, "lr": 2e-3},
+        "warm_start": {"examples": 160, "epochs": 1, "batch_size": 4, "lr": 2e-3},
         "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 

@@ -24,7 +24,7 @@ MEMBERS = {
     "code_executor": {"instructions": "You write Python and read its output.", "tools": ["python"], "max_calls": 1},
     "summariser": {"instructions": "You write one sentence from the results."},
 }
-TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3, "max_errors": 0}
+TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3, "max_errors": 0, "own_answer": False}
 FLOW = {"name": "coordinator", "tools": ("search", "python"), "settings": TEAM}
 SEARCH, PYTHON = '{"tool": "search", "args": {"query": "%s"}}', '{"tool": "python", "args": {"code": "%s"}}'
 PLAN = [
@@ -83,8 +83,8 @@ def training() -> dict[str, Any]:
         "reward": {"components": {"number_by_code": 1.0}, "success": "number_by_code"},
         "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 96}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
-        "optimizer": {"lr": 4e-4},
-        "warm_start": {"examples": 80, "epochs": 1, "batch_size": 4, "lr": 2e-3},
+        "optimizer": {"lr": 2e-4},
+        "warm_start": {"examples": 96, "epochs": 1, "batch_size": 4, "lr": 2e-3},
         "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 
