@@ -1,7 +1,7 @@
 """A manager that gives each errand to the member it suits: `python examples/manager.py`. Seconds, without a model.
 
 The manager edits a plan. Here scripts play all roles; with `--train` SmolLM2 is trained in every role: first on
-demonstrations, most of which send the errand to the writer, whatever it is, then by reinforcement.
+demonstrations, a third of which send the errand to the writer, whatever it is, then by reinforcement.
 """
 
 import argparse

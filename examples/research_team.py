@@ -1,7 +1,7 @@
 """A researcher, a code executor and a summariser: `python examples/research_team.py`. Seconds, without a model.
 
-Here scripts play the roles; with `--train` SmolLM2 learns them: first from demonstrations, most of which leave out
-the code executor, then by reinforcement.
+Here scripts play the roles; with `--train` SmolLM2 learns them: first from demonstrations, a third of which leave
+out the code executor, then by reinforcement.
 """
 
 import argparse
