@@ -105,10 +105,21 @@ def table(out: Path, examples: Mapping[str, Sequence[str]]) -> str:
 
 
 def publish(page: Path, text: str) -> None:
-    """Put a table between its markers in a page."""
+    """Put a table between its markers in a page. Rows of examples that are not in it stay. Raises `SystemExit` if the
+    page's table has other columns."""
     before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    shown, after = rest.split(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n\n{_merged(shown, text)}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def _merged(old: str, new: str) -> str:
+    """The `new` table, with the rows of the `old` one that it lacks, ordered by example."""
+    head, rule, *rows = new.strip().splitlines()
+    known = old.strip().splitlines()
+    if known and known[0] != head:
+        raise SystemExit(f"the page's table has other columns; run all its examples\n{known[0]}\n{head}")
+    by_example = {row.split("|")[1].strip(): row for row in [*known[2:], *rows]}
+    return "\n".join([head, rule, *(by_example[name] for name in sorted(by_example))])
 
 
 def _about(task: Task) -> str:
@@ -127,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/examples"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="examples to run")
-    parser.add_argument("--publish", action="store_true", help="write the tables into docs/, of the examples run")
+    parser.add_argument("--publish", action="store_true", help="write the rows of the examples run into docs/")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 """A manager that gives each errand to the member it suits: `python examples/manager.py`. Seconds, without a model.
 
 The manager edits a plan. Here scripts play all roles; with `--train` SmolLM2 is trained in every role: first on
-demonstrations, most of which send the errand to the writer, whatever it is, then by reinforcement.
+demonstrations, a third of which send the errand to the writer, whatever it is, then by reinforcement.
 """
 
+import argparse
 import asyncio
 import json
 import re
-import sys
 from typing import Any
 
 import midstream as ms
@@ -25,7 +25,7 @@ MEMBERS = {
     "searcher": {"instructions": "You look things up.", "tools": ["search"], "max_calls": 1},
     "writer": {"instructions": "You are WriterAgent: you write summaries."},
 }
-TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 2, "max_errors": 0}
+TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 2, "max_errors": 0, "own_answer": False}
 FLOW = {"name": "coordinator", "tools": ("calculator", "search"), "settings": TEAM}
 ERRANDS = {"calculator": "Calculate {}", "searcher": "Search {}", "writer": "Write a summary about {}"}
 CALLS = {"calculator": ("calculator", "expression"), "searcher": ("search", "query")}
@@ -49,7 +49,7 @@ def replies(suits: str, about: str, result: str, *, careless: bool) -> dict[str,
 
 
 def task(suits: str, about: str, result: str, answer: str, n: int = 1) -> ms.Task:
-    shown = {"suits": suits, "demonstration": replies(suits, about, result, careless=n % 3 > 0)}
+    shown = {"suits": suits, "demonstration": replies(suits, about, result, careless=n % 3 == 0)}
     prompt, split = ERRANDS[suits].format(about), "train" if n % 4 else "test"
     return ms.Task(id=f"{suits}-{n}", prompt=prompt, answer=answer, split=split, kind=suits, metadata=shown)
 
@@ -58,7 +58,7 @@ def task(suits: str, about: str, result: str, answer: str, n: int = 1) -> ms.Tas
 def errands(seed: int) -> ms.TaskSet:
     """Three errands for each of the largest countries."""
     tasks: list[ms.Task] = []
-    for n, one in enumerate(sorted(countries(), key=lambda one: -one.population)[:60]):
+    for n, one in enumerate(sorted(countries(), key=lambda one: -one.population)[:120]):
         capital, total = f"the capital of {one.in_text}", str(11 + 2 * n)
         tasks.append(task("calculator", f"{n} + {11 + n}", total, total, n))
         for suits in ("searcher", "writer"):
@@ -82,10 +82,10 @@ def training() -> dict[str, Any]:
         "tasks": {"sources": [{"type": "errands"}]},
         "flow": FLOW,
         "reward": {"components": {"errand": 1.0}, "success": "errand"},
-        "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 80}},
+        "rollout": {"tasks_per_step": 6, "group_size": 6, "sampling": {"max_tokens": 80}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
-        "optimizer": {"lr": 4e-4},
-        "warm_start": {"examples": 60, "epochs": 1, "batch_size": 4, "lr": 2e-3},
+        "optimizer": {"lr": 2e-4},
+        "warm_start": {"examples": 160, "epochs": 1, "batch_size": 4, "lr": 2e-3},
         "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 
@@ -102,7 +102,9 @@ async def play(suits: str, about: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    if "--train" in sys.argv:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", action="store_true", help="train SmolLM2 in all roles")
+    if parser.parse_args().train:
         ms.train(training())
     else:
         asyncio.run(play("calculator", "2 + 3", "5"))

@@ -6,10 +6,10 @@ demonstrations, most of which look up something else than what was asked for; th
 countries is held out.
 """
 
+import argparse
 import asyncio
 import json
 import re
-import sys
 from typing import Any
 
 import midstream as ms
@@ -103,7 +103,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--train" in sys.argv:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", action="store_true", help="train SmolLM2 in all roles")
+    if parser.parse_args().train:
         ms.train(training())
     else:
         asyncio.run(main())

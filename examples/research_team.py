@@ -1,12 +1,12 @@
 """A researcher, a code executor and a summariser: `python examples/research_team.py`. Seconds, without a model.
 
-Here scripts play the roles; with `--train` SmolLM2 learns them: first from demonstrations, most of which leave out
-the code executor, then by reinforcement.
+Here scripts play the roles; with `--train` SmolLM2 learns them: first from demonstrations, a third of which leave
+out the code executor, then by reinforcement.
 """
 
+import argparse
 import asyncio
 import json
-import sys
 from typing import Any
 
 import midstream as ms
@@ -24,7 +24,7 @@ MEMBERS = {
     "code_executor": {"instructions": "You write Python and read its output.", "tools": ["python"], "max_calls": 1},
     "summariser": {"instructions": "You write one sentence from the results."},
 }
-TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3, "max_errors": 0}
+TEAM = {"members": MEMBERS, "constrained": True, "max_rounds": 2, "max_tasks": 3, "max_errors": 0, "own_answer": False}
 FLOW = {"name": "coordinator", "tools": ("search", "python"), "settings": TEAM}
 SEARCH, PYTHON = '{"tool": "search", "args": {"query": "%s"}}', '{"tool": "python", "args": {"code": "%s"}}'
 PLAN = [
@@ -61,7 +61,7 @@ def areas(seed: int) -> ms.TaskSet:
     tasks: list[ms.Task] = []
     for n, country in enumerate(sorted(countries(), key=lambda one: -one.population)[:160]):
         name, area, times, split = country.in_text, country.area_km2, 2 + n % 7, "train" if n % 4 else "test"
-        given = {"answer": str(times * area), "metadata": {"demonstration": replies(name, area, times, n % 3 > 0)}}
+        given = {"answer": str(times * area), "metadata": {"demonstration": replies(name, area, times, n % 3 == 0)}}
         tasks.append(ms.Task(id=f"area-{n}", prompt=f"What is {times} times the area of {name}?", split=split, **given))
     return ms.FiniteTaskSet("areas", tasks, seed)
 
@@ -83,8 +83,8 @@ def training() -> dict[str, Any]:
         "reward": {"components": {"number_by_code": 1.0}, "success": "number_by_code"},
         "rollout": {"tasks_per_step": 4, "group_size": 6, "sampling": {"max_tokens": 96}},
         "algorithm": {"name": "flow_grpo", "std": "batch", "kl": {"coef": 0.0}},
-        "optimizer": {"lr": 4e-4},
-        "warm_start": {"examples": 60, "epochs": 1, "batch_size": 4, "lr": 2e-3},
+        "optimizer": {"lr": 2e-4},
+        "warm_start": {"examples": 96, "epochs": 1, "batch_size": 4, "lr": 2e-3},
         "trainer": {"max_steps": 8, "minibatches": 2, "max_tokens_per_pass": 1024, "eval_every": 0, "test_tasks": 30},
     }
 
@@ -104,7 +104,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--train" in sys.argv:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", action="store_true", help="train SmolLM2 in all roles")
+    if parser.parse_args().train:
         ms.train(training())
     else:
         asyncio.run(main())

@@ -4,6 +4,7 @@ Flight, hotel and car are booked. The first process dies by `kill -9` when the h
 yet. The second one takes the plan up and books nothing twice. No car is left, so hotel and flight are cancelled.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -16,6 +17,7 @@ import midstream as ms
 from midstream.plans import Context, Permanent, handler
 
 DESK = Path("desk.json")  # the world outside: bookings by idempotency key, as payment services keep them
+dies = False  # whether this process is the first one
 
 
 def bookings() -> dict[str, str]:
@@ -29,7 +31,7 @@ async def book(ctx: Context, what: str, city: str) -> str:
     known = ctx.key in bookings()
     DESK.write_text(json.dumps({**bookings(), ctx.key: what}))
     print(f"{what}: {'booked already' if known else 'booked'}", flush=True)
-    if what == "hotel" and "--die" in sys.argv:
+    if what == "hotel" and dies:
         os.kill(os.getpid(), signal.SIGKILL)
     return ctx.key
 
@@ -55,7 +57,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--die" not in sys.argv:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--die", action="store_true", help="be the first process")
+    if not (dies := parser.parse_args().die):
         died = subprocess.run([sys.executable, __file__, "--die"])
         print(f"the first process was killed by signal {-died.returncode}", flush=True)
     asyncio.run(main())

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from benchmarks.agent_examples import Result
+from benchmarks.agent_examples import MARKS, Result, publish
 
 import midstream as ms
 from midstream.core.types import Task, Trajectory
@@ -154,3 +154,16 @@ def test_the_table_of_the_examples_compares_before_and_after_by_task() -> None:
         "1.5 min",
     ]
     assert alike.row("one", ["base", "final"]) == f"| {' | '.join(cells)} |"
+
+
+def test_publishing_a_table_keeps_the_rows_of_examples_that_were_not_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    table = "| example | base |\n| --- | --- |\n"
+    page.write_text(f"before\n{MARKS[0]}\n\n{table}| `b.py` | 0.1 |\n| `c.py` | 0.2 |\n\n{MARKS[1]}\nafter\n")
+    publish(page, f"{table}| `c.py` | 0.3 |\n| `a.py` | 0.4 |")
+    rows = "| `a.py` | 0.4 |\n| `b.py` | 0.1 |\n| `c.py` | 0.3 |"
+    written = f"before\n{MARKS[0]}\n\n{table}{rows}\n\n{MARKS[1]}\nafter\n"
+    assert page.read_text() == written
+    with pytest.raises(SystemExit, match="other columns"):
+        publish(page, "| example | final |\n| --- | --- |\n| `c.py` | 0.5 |")
+    assert page.read_text() == written

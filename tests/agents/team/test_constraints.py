@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,21 @@ def test_the_last_edit_can_only_end() -> None:
     valid = Draft202012Validator(edit_schema(["writer"], ["t1", "t2"], ["t2"], 0)).is_valid
     assert valid({"answer_from": "t2"}) and valid({"answer": "It."})
     assert not valid({"answer_from": "t1"}) and not valid({"add": [new_task("t3")]})
+
+
+@pytest.mark.parametrize(
+    ("done", "room", "own"), [(True, 1, False), (False, 1, False), (True, 0, False), (False, 0, True)]
+)
+def test_without_an_own_answer_the_manager_names_a_task_if_it_can(done: bool, room: int, own: bool) -> None:
+    known = {"t1": DONE if done else replace(DONE, state="failed")}
+    valid = Draft202012Validator(edit_schema(["writer"], ["t1"], ["t1"] * done, room, own_answer=False)).is_valid
+    assert valid({"answer": "It."}) is own and valid({"answer_from": "t1"}) is done
+    assert valid({"add": [{"id": "t2", "member": "writer", "task": "Do it."}]}) is (room > 0)
+    if own:
+        read_edit('{"answer": "It."}', ["writer"], known, round_=2, room=room, own_answer=False)
+    else:
+        with pytest.raises(UnreadableReply, match="result of a task"):
+            read_edit('{"answer": "It."}', ["writer"], known, round_=2, room=room, own_answer=False)
 
 
 def accepts(constraint: Constraint | None, text: str) -> bool:

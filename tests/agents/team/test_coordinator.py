@@ -96,6 +96,14 @@ def test_the_manager_adds_tasks_and_answers_from_a_result(coordinate) -> None:
     assert made.steps[0].metadata["edit"]["add"][1]["after"] == ["find"]
 
 
+def test_the_manager_cannot_answer_without_the_team_if_it_has_no_own_answer(coordinate) -> None:
+    replies = ['{"answer": "They rise."}', add(task("a", "searcher", "Find news about tides")), '{"answer_from": "a"}']
+    made = coordinate({"own_answer": False}, manager=replies, searcher="Tides rose.")
+    assert (made.answer, made.metadata["outcome"]) == ("Tides rose.", "answered")
+    assert [step.metadata["parsed"] for step in made.steps if step.role == "manager"] == [False, True, True]
+    assert coordinate(manager=replies).answer == "They rise."
+
+
 def test_later_turns_build_on_earlier_results(coordinate) -> None:
     made = coordinate(
         manager=[

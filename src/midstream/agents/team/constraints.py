@@ -55,14 +55,16 @@ def one_of(names: Collection[str]) -> dict[str, Any]:
 
 
 def edit_schema(
-    members: Collection[str], known: Collection[str], succeeded: Sequence[str], room: int
+    members: Collection[str], known: Collection[str], succeeded: Sequence[str], room: int, *, own_answer: bool = True
 ) -> Mapping[str, Any]:
     """Return the schema of a coordinator's edit: up to `room` new tasks, or an end.
 
     New tasks are numbered (`t1`, `t2`, ...) beyond those `known`, and come after tasks that have `succeeded` or were
-    listed before them in the edit."""
+    listed before them in the edit. The manager writes an answer itself only with `own_answer`, or if nothing else is
+    left."""
     ends = [object_of({"answer_from": one_of(succeeded)})] if succeeded else []
-    ends.append(object_of({"answer": TEXT}))
+    if own_answer or (room < 1 and not succeeded):
+        ends.append(object_of({"answer": TEXT}))
     if room < 1:
         return {"anyOf": ends}
     numbers = (f"t{number}" for number in range(1, len(known) + room + 1))

@@ -17,7 +17,7 @@ from midstream.agents.plan_journal import PlanJournal
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply
 from midstream.agents.team.constraints import Replies, edit_schema
-from midstream.agents.team.edits import EXAMPLE, FINISH, Edit, TeamTask, plan_of, read_edit, shown_tasks
+from midstream.agents.team.edits import EXAMPLE, FINISH, FINISH_FROM, Edit, TeamTask, plan_of, read_edit, shown_tasks
 from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core import clock
 from midstream.core.errors import MidstreamError
@@ -50,6 +50,9 @@ class CoordinatorSettings(TeamSettings):
     """Most tasks of an attempt."""
     max_errors: int = Field(default=2, ge=0)
     """Most corrections of an invalid edit in one turn of the manager."""
+    own_answer: bool = True
+    """Let the manager write the answer itself. False: the answer is the result of a task, unless none has succeeded
+    and no more can be added."""
     concurrency: int = Field(default=1, ge=1)
     """Most tasks at the same time. Above 1 the order of the recorded steps depends on timing."""
 
@@ -113,6 +116,7 @@ class CoordinatorFlow(TeamFlow):
         await self._take_results(ctx.run)
         last = turn == self.chosen.max_rounds
         room = 0 if last else self.chosen.max_tasks - len(self.tasks)
+        own = self.chosen.own_answer
         ended = [task for task in self.tasks.values() if task.round == turn - 1]
         shown = marked_text(shown_tasks(ended), "team") if ended else f"Task: {self.task.question}"
         self._messages.append({"role": "user", "content": f"{shown}\n[turn {turn}/{self.chosen.max_rounds}]"})
@@ -121,7 +125,9 @@ class CoordinatorFlow(TeamFlow):
             step = await self.chat(self._messages, role=MANAGER, key=key, response_format=self._edits(room))
             self._messages.append({"role": "assistant", "content": step.text})
             try:
-                edit, new = read_edit(step.text, self.chosen.members, self.tasks, round_=turn, room=room)
+                edit, new = read_edit(
+                    step.text, self.chosen.members, self.tasks, round_=turn, room=room, own_answer=own
+                )
             except UnreadableReply as error:
                 self.session.recorder.annotate(step.step_index, parsed=False, parse_error=str(error), turn=turn)
                 self._messages.append({"role": "user", "content": f"Error: {error}"})
@@ -143,7 +149,8 @@ class CoordinatorFlow(TeamFlow):
         if not self.chosen.constrained:
             return None
         succeeded = [task.id for task in self.tasks.values() if task.state == "succeeded"]
-        return Replies((edit_schema(self.chosen.members, self.tasks, succeeded, room),)).constraint()
+        schema = edit_schema(self.chosen.members, self.tasks, succeeded, room, own_answer=self.chosen.own_answer)
+        return Replies((schema,)).constraint()
 
     def _end(self, edit: Edit) -> None:
         self.answer = self.tasks[edit.answer_from].result if edit.answer_from is not None else str(edit.answer)
@@ -192,7 +199,7 @@ class CoordinatorFlow(TeamFlow):
                 self.chosen.instructions,
                 "You act by editing the team's plan. Write only one JSON object.",
                 f"To add tasks: {EXAMPLE}. `after` names tasks whose results the member needs.",
-                f"To end: {FINISH}.",
+                f"To end: {FINISH if self.chosen.own_answer else FINISH_FROM}.",
                 RULE,
                 "Members:",
                 roster(self.chosen.members, self.chosen.members),

@@ -16,7 +16,8 @@ from midstream.plans.plan import NAME
 from midstream.plans.values import HEADS
 
 EXAMPLE = '{"add": [{"id": "a", "member": "NAME", "task": "...", "after": []}]}'
-FINISH = '{"answer": "..."} or {"answer_from": "ID"}'
+FINISH_FROM = '{"answer_from": "ID"}'
+FINISH = f'{{"answer": "..."}} or {FINISH_FROM}'
 RESERVED = "manage-"
 """Begins the ids of the manager's own nodes."""
 
@@ -75,11 +76,18 @@ class TeamTask:
 
 
 def read_edit(
-    text: str, members: Collection[str], tasks: Mapping[str, TeamTask], *, round_: int, room: int
+    text: str,
+    members: Collection[str],
+    tasks: Mapping[str, TeamTask],
+    *,
+    round_: int,
+    room: int,
+    own_answer: bool = True,
 ) -> tuple[Edit, list[TeamTask]]:
     """Return the edit in the manager's reply, and its tasks. Raises `UnreadableReply` that says what to write instead.
 
-    `tasks` are those of the plan, all of which have ended; `room` is how many more it may get."""
+    `tasks` are those of the plan, all of which have ended; `room` is how many more it may get. Without `own_answer`
+    the manager may write an answer itself only if nothing else is left."""
     found = json_objects(text)
     if len(found) != 1:
         raise UnreadableReply(f"write one JSON object: {EXAMPLE} or {FINISH}")
@@ -95,6 +103,9 @@ def read_edit(
     if edit.answer_from is not None and (edit.answer_from not in tasks or tasks[edit.answer_from].state != "succeeded"):
         done = [name for name, task in tasks.items() if task.state == "succeeded"]
         raise UnreadableReply(f"task '{edit.answer_from[:40]}' has no result; {nearest(edit.answer_from[:40], done)}")
+    succeeded = [name for name, task in tasks.items() if task.state == "succeeded"]
+    if edit.answer is not None and not own_answer and (room > 0 or succeeded):
+        raise UnreadableReply(f"the answer is the result of a task: {FINISH_FROM}; or {EXAMPLE}")
     if len(edit.add) > room:
         raise UnreadableReply(f"{len(edit.add)} tasks, and room for {room}; write fewer, or {FINISH}")
     new: dict[str, TeamTask] = {}
