@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="settings as key=value")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     overrides = [f"trainer.run_dir={given.run_dir}", f"trainer.seed={given.seed}", *given.overrides]
     paths = [os.environ.get("PYTHONPATH", "")]
     if given.environment == "verifiers":

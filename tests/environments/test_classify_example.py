@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "classify.py"
 
 def test_the_classifier_learns_and_is_saved(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), "--size", "12", "--epochs", "3", "--lr", "2e-4"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # Two threads of OpenMP on a busy machine wait for each other in a loop, and the test takes minutes.
+    single = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=single, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     before, _, after = done.stdout.partition("after, on test:")
     accuracy = [float(line.split()[1]) for text in (before, after) for line in text.splitlines() if "accuracy" in line]
