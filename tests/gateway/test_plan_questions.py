@@ -123,8 +123,9 @@ def test_a_page_of_another_site_cannot_answer_and_an_agent_does_not_see_the_page
     (question,) = served.client.get("/plans/questions", params={"run": "one"}).json()["questions"]
     about = {"run": "one", "question": question["question"], "answer.seats": "1"}
     basic = {"Authorization": f"Basic {base64.b64encode(f':{KEY}'.encode()).decode()}"}
-    strange = served.client.post("/plans", data=about, headers=basic | {"Origin": "https://example.org"})
-    assert error(strange)[0] == 403
+    for origin in ("https://example.org", "null", "", "http://["):
+        strange = served.client.post("/plans", data=about, headers=basic | {"Origin": origin})
+        assert error(strange)[0] == 403
     asked = served.client.get("/plans", headers={"Authorization": ""})
     assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic")
     token = Opened(served, served.post("/init_trajectory", {}).json()).token

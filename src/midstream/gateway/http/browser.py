@@ -33,8 +33,9 @@ def page_endpoint(gateway: Gateway, handler: Handler) -> Callable[[Request], Awa
 
 
 def require_own_form(request: Request, gateway: Gateway) -> None:
-    """Raise `ApiError` 403 for a form on a page of another site: browsers add the key to it by themselves."""
+    """Raise `ApiError` 403 for a form on a page of another site: browsers add the key to it by themselves. The origin
+    `null`, which browsers send for sandboxed pages, may be any site."""
     origin = request.headers.get("origin")
-    own = {request.headers.get("host", "").lower(), urlsplit(gateway.config.url or "").netloc.lower()}
-    if origin is not None and urlsplit(origin).netloc.lower() not in own:
+    hosts = {request.headers.get("host", "").lower(), urlsplit(gateway.config.url or "").netloc.lower()}
+    if origin is not None and origin.partition("://")[2].lower() not in hosts - {""}:
         raise ApiError(403, f"a page of {origin[:100]} may not send forms to this gateway")
