@@ -156,10 +156,17 @@ TEXT = {"type": "string"}
         ({"properties": {"a": TEXT, "b": TEXT}, "required": ["a"]}, {"answer.a": "", "answer.b": ""}, {"a": ""}),
         ({"properties": {"a": {"type": "array"}}}, {"answer.a": "[1, 2]"}, {"a": [1, 2]}),
         ({"properties": {"a": TEXT}}, {"answer": '{"a": "x"}'}, {"a": "x"}),
+        ({"properties": {"a": True}}, {"answer.a": "1"}, {"a": 1}),
     ],
 )
 def test_fields_become_the_answer_that_the_schema_asks_for(schema: Any, fields: dict[str, str], answer: Any) -> None:
     assert answer_of(fields, schema) == answer
+
+
+def test_the_page_shows_a_part_that_may_be_anything_and_a_question_that_never_expires() -> None:
+    asked = OpenQuestion("run", "id", "node", "What?", {"properties": {"a": True}}, 0.0, 1e18)
+    page = questions_page([asked])
+    assert '<textarea name="answer.a"' in page and "expires 9999-12-31" in page
 
 
 def test_what_a_question_says_cannot_change_the_page() -> None:

@@ -23,6 +23,8 @@ ANSWER = "answer"
 """Form field of the whole answer."""
 PART = "answer."
 """How the form fields of an object's properties begin."""
+_LAST = datetime(9999, 12, 31, 23, 59, tzinfo=UTC).timestamp()
+"""The last moment that is shown: a question may expire in more years than a date can have."""
 
 
 def questions_page(
@@ -54,8 +56,10 @@ def answer_of(fields: Mapping[str, str], schema: Mapping[str, Any]) -> Any:
     return {name: _value(text, properties[name]) for name, text in given.items() if text or name in required}
 
 
-def choices(schema: Mapping[str, Any]) -> list[Any] | None:
-    """Return the values to choose from, if a question offers a choice."""
+def choices(schema: Mapping[str, Any] | bool) -> list[Any] | None:
+    """Return the values to choose from, if a question offers a choice. `true` and `false` are schemas too."""
+    if isinstance(schema, bool):
+        return None
     if "enum" in schema:
         return list(schema["enum"])
     if "const" in schema:
@@ -63,9 +67,9 @@ def choices(schema: Mapping[str, Any]) -> list[Any] | None:
     return [True, False] if schema.get("type") == "boolean" else None
 
 
-def _value(text: str, schema: Mapping[str, Any]) -> Any:
+def _value(text: str, schema: Mapping[str, Any] | bool) -> Any:
     """Return the value written as `text`: JSON, or the text itself where text is asked for or the text is not JSON."""
-    if schema.get("type") == "string" and choices(schema) is None:
+    if not isinstance(schema, bool) and schema.get("type") == "string" and choices(schema) is None:
         return text
     try:
         return json.loads(text)
@@ -74,7 +78,7 @@ def _value(text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(min(seconds, _LAST), UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _label(value: Any) -> str:
