@@ -82,6 +82,29 @@ def test_a_branch_shares_the_steps_and_results_before_it_and_samples_the_rest(
     assert len(thoughts) == (3 if at <= 2 else 1)
 
 
+@tool
+async def pay(amount: int) -> str:
+    """Pay."""
+    rung.append(str(amount))
+    return f"payment {len(rung)}"
+
+
+def test_a_shared_call_is_found_whose_arguments_were_coerced(make_worker: Any, attempt: Any) -> None:
+    def says(request: Request) -> str:
+        paid = any(message["role"] == "assistant" for message in request.messages)
+        call = {"action": "call_api", "tool": "pay", "args": {"amount": "5"}}
+        return json.dumps({"action": "answer", "answer": "paid"} if paid else call)
+
+    async def run() -> list[Trajectory]:
+        worker, given = make_worker(says, "react", tools=(f"{__name__}:pay",)), attempt()
+        original = await worker.run(given)
+        return [original, *[await worker.run(one) for one in branches_of(given, original, 1, 1)]]
+
+    original, branch = asyncio.run(run())
+    assert rung == ["5"] and [call.arguments for call in original.tool_calls] == [{"amount": 5}]
+    assert [call.result for call in branch.tool_calls] == ["payment 1"] and branch.status is Status.COMPLETED
+
+
 def test_shared_calls_count_against_the_budget(make_worker: Any, attempt: Any) -> None:
     original, (branch,), _ = branched(make_worker, attempt, 1, 1, max_tool_calls=1)
     assert [call.error_kind for call in original.tool_calls] == ["", "over_budget"]

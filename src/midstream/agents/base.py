@@ -174,7 +174,7 @@ class AgentFlowBase(ABC):
 
         async def call() -> ToolCall:
             earlier = None if session.tools.rebuilds(name) else session.earlier_calls
-            known = None if earlier is None else earlier.take(name, arguments)
+            known = None if earlier is None else earlier.take(name, session.tools.arguments_of(name, arguments))
             if known is None:
                 return await session.tools.call(name, arguments, step_index=step_index)
             await session.tools.restore(known)

@@ -90,7 +90,7 @@ async def call_once(
     outage = result.pop(_OUTAGE, False)
     done = ToolCall(**result)
     if not made and session.earlier_calls is not None:
-        session.earlier_calls.take(name, arguments)
+        session.earlier_calls.take(done.tool, done.arguments)
     if not made and not key:
         await session.tools.restore(done)
     if outage:

@@ -116,6 +116,14 @@ class ToolSession:
             return [self._unknown(name)]
         return validate_arguments(tool, arguments).problems
 
+    def arguments_of(self, name: str, arguments: Any) -> Mapping[str, Any]:
+        """Return `arguments` of a call as its record holds them: numbers written as text are numbers."""
+        tool = self.get(name)
+        checked = None if tool is None else validate_arguments(tool, arguments)
+        if checked is not None and not checked.problems:
+            return checked.raw
+        return arguments if isinstance(arguments, Mapping) else {}
+
     async def call(self, name: str, arguments: Any, step_index: int | None = None) -> ToolCall:
         """Run a tool. A failure is a `ToolCall` with `ok` False, an `error_kind`, and the reason as its result. Raises
         `ToolOutage` if infrastructure failed."""
