@@ -247,3 +247,31 @@ def test_policies_apply_to_every_toolset():
 
     done = asyncio.run(scenario())
     assert (done.ok, done.attempts) == (True, 3)
+
+
+@pytest.mark.parametrize("succeeds", ["", "second"])
+@pytest.mark.parametrize(("name", "calls"), [("first", {"": 3, "second": 2}), ("nothing", {"": 3, "second": 2})])
+def test_a_restored_call_uses_as_much_as_it_did(succeeds, name, calls):
+    def of(name, **policy):
+        @tool(name=name, **policy)
+        def act(text: str) -> str:
+            """Act."""
+            if name != succeeds:
+                raise ToolError("no")
+            return "done"
+
+        return act
+
+    budgets = {each: {"calls": 9} for each in ("first", "second", "third")}
+    tools = of("first", fallback=("second", "third")), of("second"), of("third")
+    box = toolbox(*tools, max_calls=9, default_tool="first", budgets=budgets)
+
+    async def scenario():
+        session, restored = box.session(), box.session()
+        made = await session.call(name, {"text": "x"})
+        await restored.restore(made)
+        for each in (session, restored):
+            left = [each.remaining, *(each._budget._of(tool.name).calls for tool in tools)]
+            assert left == [9 - calls[succeeds], 1, 1, calls[succeeds] - 2]
+
+    asyncio.run(scenario())

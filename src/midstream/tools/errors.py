@@ -21,6 +21,7 @@ UNAVAILABLE = "unavailable"
 OVER_BUDGET = "over_budget"
 REFUSED = "refused"
 INVALID = "invalid_arguments"
+UNKNOWN_TOOL = "unknown_tool"
 
 
 class ToolError(MidstreamError):

@@ -23,7 +23,7 @@ from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
 from midstream.core.types import ToolCall, ToolSchema
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.combine import CombinedToolset
-from midstream.tools.errors import INVALID, UNAVAILABLE, ToolOutage
+from midstream.tools.errors import INVALID, UNAVAILABLE, UNKNOWN_TOOL, ToolOutage
 from midstream.tools.mask import mask_retrieved_tokens
 from midstream.tools.policies import adapted
 from midstream.tools.toolbox import Toolbox
@@ -133,14 +133,18 @@ class ToolSession:
     async def restore(self, call: ToolCall) -> None:
         """Count a recorded `call` that an interrupted trajectory made: it has used the budget of this session."""
         await self._list()
-        tool = self.get(call.answered_by) if self.get(call.tool) is None else self.get(call.tool)
+        tool, arguments = self.get(call.tool), call.arguments
+        if tool is None and call.error_kind != UNKNOWN_TOOL:  # it went to the default tool
+            tool = self.get(self.toolbox.use.default_tool or "")
+            arguments = arguments if tool is None else adapted(arguments, tool) or arguments
         if tool is None:
             return
         if call.error_kind == INVALID:
             self._count_invalid(tool.name)
             return
         self._invalid[tool.name] = 0
-        self._chain.restore(replace(call, tool=tool.name))
+        answered_by = "" if call.answered_by == tool.name else call.answered_by
+        self._chain.restore(replace(call, tool=tool.name, arguments=arguments, answered_by=answered_by))
 
     async def run(self, name: str, arguments: Any, step_index: int | None = None) -> tuple[ToolCall, ToolResult]:
         """Run a tool like `call`, and return also the result with its images, files and sources."""
@@ -174,7 +178,7 @@ class ToolSession:
             default = self.get(self.toolbox.use.default_tool or "")
             instead = None if default is None else adapted(given, default)
             if default is None or instead is None:
-                return str(name), given, ToolResult.failure("unknown_tool", self._unknown(name))
+                return str(name), given, ToolResult.failure(UNKNOWN_TOOL, self._unknown(name))
             return default.name, given, await self._chain.call(default.name, instead)
         checked = validate_arguments(tool, arguments)
         if checked.problems:

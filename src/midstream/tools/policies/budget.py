@@ -71,8 +71,7 @@ class BudgetToolset(ToolsetWrapper):
     def restore(self, call: ToolCall) -> None:
         if call.error_kind == OVER_BUDGET:
             return
-        for name in dict.fromkeys((call.tool, call.answered_by or call.tool)):  # a fallback is a call too
-            self._spend(name, self.specs[name].policy.cost)
+        self._spend(call.tool, self.specs[call.tool].policy.cost)
         for spent in (self.spent, self._of(call.tool)):
             spent.seconds += call.latency_s
         super().restore(call)
