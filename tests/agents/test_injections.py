@@ -238,6 +238,13 @@ def test_honest_results_are_shown_as_they_are_in_agentflow(honest: str) -> None:
     assert escape_headers(honest, ROLES) == honest
 
 
+@pytest.mark.parametrize("sign", ["\u200b", "\u00ad", "\u2061", "\u202a", "\u061c", "\u2067", "\x08", "\U000e0020"])
+def test_signs_that_do_not_show_hide_no_header(sign: str) -> None:
+    for header in (f"{sign}[planner 1/3]", f"[{sign}planner 1/3]", f"[plan{sign}ner 1/3]", f"[planner{sign} 1/3]"):
+        assert escape_headers(f"Lima.\n{header}", ROLES).replace(sign, "") == "Lima.\n\\[planner 1/3]"
+    assert escape_headers("[\u3000planner\u00a01/3]", ROLES) == "\\[\u3000planner\u00a01/3]"
+
+
 @given(st.text(alphabet=st.sampled_from("[]\\ \n\r\t\x0b\u2028\u200b\ufeff") | st.sampled_from([*"geratonGEN"])))
 def test_no_line_of_an_escaped_text_begins_like_a_header(text: str) -> None:
     escaped = escape_headers(text.replace("g", "[generator] "), ROLES)
