@@ -74,6 +74,10 @@ def test_without_an_own_answer_the_manager_names_a_task_if_it_can(done: bool, ro
     else:
         with pytest.raises(UnreadableReply, match="result of a task"):
             read_edit('{"answer": "It."}', ["writer"], known, round_=2, room=room, own_answer=False)
+    for unreadable in ("It.", "{}"):
+        with pytest.raises(UnreadableReply) as refused:
+            read_edit(unreadable, ["writer"], known, round_=2, room=room, own_answer=False)
+        assert ('{"answer": "..."}' in str(refused.value)) is own
 
 
 def accepts(constraint: Constraint | None, text: str) -> bool:

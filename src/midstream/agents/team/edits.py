@@ -88,9 +88,12 @@ def read_edit(
 
     `tasks` are those of the plan, all of which have ended; `room` is how many more it may get. Without `own_answer`
     the manager may write an answer itself only if nothing else is left."""
+    succeeded = [name for name, task in tasks.items() if task.state == "succeeded"]
+    may_answer = own_answer or (room < 1 and not succeeded)
+    finish = FINISH if may_answer else FINISH_FROM
     found = json_objects(text)
     if len(found) != 1:
-        raise UnreadableReply(f"write one JSON object: {EXAMPLE} or {FINISH}")
+        raise UnreadableReply(f"write one JSON object: {EXAMPLE} or {finish}")
     try:
         edit = Edit.model_validate(found[0])
     except ValidationError as error:
@@ -99,15 +102,14 @@ def read_edit(
         raise UnreadableReply(f"{where}: {first['msg'].removeprefix('Value error, ')}; write {EXAMPLE}") from None
     asked = [bool(edit.add), edit.answer is not None, edit.answer_from is not None]
     if sum(asked) != 1:
-        raise UnreadableReply(f"write exactly one of add, answer and answer_from: {EXAMPLE} or {FINISH}")
-    if edit.answer_from is not None and (edit.answer_from not in tasks or tasks[edit.answer_from].state != "succeeded"):
-        done = [name for name, task in tasks.items() if task.state == "succeeded"]
-        raise UnreadableReply(f"task '{edit.answer_from[:40]}' has no result; {nearest(edit.answer_from[:40], done)}")
-    succeeded = [name for name, task in tasks.items() if task.state == "succeeded"]
-    if edit.answer is not None and not own_answer and (room > 0 or succeeded):
+        raise UnreadableReply(f"write exactly one of add, answer and answer_from: {EXAMPLE} or {finish}")
+    if edit.answer_from is not None and edit.answer_from not in succeeded:
+        name = edit.answer_from[:40]
+        raise UnreadableReply(f"task '{name}' has no result; {nearest(name, succeeded)}")
+    if edit.answer is not None and not may_answer:
         raise UnreadableReply(f"the answer is the result of a task: {FINISH_FROM}; or {EXAMPLE}")
     if len(edit.add) > room:
-        raise UnreadableReply(f"{len(edit.add)} tasks, and room for {room}; write fewer, or {FINISH}")
+        raise UnreadableReply(f"{len(edit.add)} tasks, and room for {room}; write fewer, or {finish}")
     new: dict[str, TeamTask] = {}
     for one in edit.add:
         if one.id in tasks or one.id in new:
