@@ -2,7 +2,7 @@
 
 What is removed is removed for the run as well: a node, a step or a compensation that uses a text gets what is stored,
 now and after a restart. So recovery does not depend on it. The plan, its input, lists and inputs derived from them,
-defaults of questions and people's answers are stored as they are: handlers need them unchanged.
+schemas and defaults of questions, and people's answers are stored as they are: handlers need them unchanged.
 """
 
 from __future__ import annotations
