@@ -68,7 +68,7 @@ def areas(seed: int) -> ms.TaskSet:
 
 @ms.component("number_by_code")
 def number_by_code(task: ms.Task, answer: str | None, trajectory: ms.Trajectory) -> float:
-    """1 for a sentence with the right number; without it, 0.3 if the code executor worked after the researcher."""
+    """1 for an answer with the right number; without it, 0.3 if the code executor worked after the researcher."""
     first, words = [node["member"] for node in trajectory.metadata["plan"]][:2], (answer or "").rstrip(".").split()
     return 1.0 if task.answer in words else 0.3 * (first == ["researcher", "code_executor"])
 
