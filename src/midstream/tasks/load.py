@@ -66,7 +66,8 @@ class TaskSourceConfig(Config):
     type: str
     """A built-in or registered set (`calculate`, `facts`, ...), the path of a task file (`.jsonl`, `.jsonl.gz`, `.csv`,
     `.parquet`), `package.module:attribute` (a `TaskSet`, or a function from a seed to one), a data set on the hub
-    (`owner/name`), or a project whose environment `env` names (`gymnasium`, `reasoning_gym`, `textarena`)."""
+    (`owner/name`), or a project whose environment `env` names (`gymnasium`, `openenv`, `reasoning_gym`, `textarena`,
+    `verifiers`)."""
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
     reshuffle: bool = False
@@ -91,7 +92,7 @@ class TaskSourceConfig(Config):
     subset: str | None = None
     """Subset of a hub data set, such as `main`."""
     env: str | None = None
-    """Environment of another project, with `type` `gymnasium`, `reasoning_gym` or `textarena`: its name there."""
+    """Environment of another project: its name there, or the address of an OpenEnv server."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the environment, as its project names them."""
 
