@@ -1,12 +1,13 @@
 """What a durable node costs, beside LangGraph with its SQLite checkpointer and DBOS on SQLite, and five known traps.
 
     make bench-plans
-    python -m benchmarks.plans --peers .venv-durable/bin/python
+    python -m benchmarks.plans --peers .venv-durable/bin/python [--traps]
 
 The same chain everywhere: each node returns a text, and all texts stay available to the nodes after it. A row is the
 median of the gaps between the starts of two nodes, the whole time by the number of nodes, and the size of the database
 beside that of the texts. Ours runs with handlers that have effects: intent and outcome of every node are on disk.
-`normal` survives `kill -9`, `full` a power cut too. Then 10,000 nodes, 200 plans at once, and the traps.
+`normal` survives `kill -9`, `full` a power cut too. Then 10,000 nodes, 200 plans at once, and the traps; with `--traps`
+only those. `TESTS` names our tests for them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,33 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-from midstream.plans import AgentExecutor, Context, handler
+from midstream.plans import AgentExecutor, handler
 from midstream.store import Database
 
 HERE = Path(__file__).parent
+TRAPS = {
+    "barrier": "a node beside a slow one, whose own parent is done",
+    "effects": "an effect before a question, after a restart and the answer",
+    "storage": "database for 300 nodes of 2,000 characters",
+    "graph": "a graph killed in the middle, outcomes in another order after the restart",
+    "edit": "source that changed while the run was down",
+}
+TESTS = {
+    "barrier": "test_execution.py",
+    "effects": "test_waiting.py",
+    "storage": "test_history.py",
+    "graph": "test_execution.py",
+    "edit": "test_handler_versions.py",
+}
+"""Under `tests/plans`."""
+CHAIN = {"nodes": 300, "size": 2000}
+"""Of the trap `storage`."""
 STARTS: list[float] = []
 
 
@@ -73,50 +92,41 @@ async def many(path: Path, plans: int, nodes: int) -> float:
         return (time.perf_counter() - began) * 1000 / (plans * nodes)
 
 
-async def barrier(path: Path) -> float:
-    """Seconds until a node starts whose only parent takes no time, beside one that takes a second."""
-    began, started = time.perf_counter(), [0.0]
-
-    @handler("slow", effects="none")
-    async def slow() -> None:
-        await asyncio.sleep(1.0)
-
-    @handler("after", effects="none")
-    async def after() -> None:
-        started[0] = time.perf_counter() - began
-
-    nodes = [{"id": "slow", "handler": "slow"}, {"id": "fast", "handler": "value"}]
-    async with AgentExecutor(path, [slow, after]) as executor:
-        await executor.run({"nodes": [*nodes, {"id": "after", "handler": "after", "after": ["fast"]}]})
-    return started[0]
-
-
-async def question(path: Path) -> int:
-    """How often an effect before a question happens."""
-    effects = 0
-
-    @handler("asks", effects="steps")
-    async def asks(ctx: Context) -> None:
-        def effect() -> None:
-            nonlocal effects
-            effects += 1
-
-        await ctx.step("effect", effect)
-        await ctx.ask("sure", bool)
-
-    async with AgentExecutor(path, [asks]) as executor:
-        result = await executor.run({"nodes": [{"id": "a", "handler": "asks"}]}, uid="r")
-        await executor.answer("r", result.questions[0].id, True)
-        await executor.resume("r")
-    return effects
-
-
 def peer(python: str, script: str, *arguments: object) -> Any:
     """What a peer's script printed; its error where it failed."""
-    command = [python, str(HERE / script), *map(str, arguments)]
+    return printed([python, str(HERE / script), *map(str, arguments)])
+
+
+def printed(command: list[str]) -> Any:
+    """The JSON that a program printed last; its error where it failed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     lines = done.stdout.strip().splitlines()
     return json.loads(lines[-1]) if lines and done.returncode == 0 else {"error": done.stderr.strip()[-300:]}
+
+
+def outcome(system: str, trap: str, folder: Path, peers: str | None) -> str:
+    """What one system does in one trap."""
+    path = folder / f"{system}-{trap}.db"
+    if trap == "storage":
+        nodes, size = CHAIN["nodes"], CHAIN["size"]
+        if system == "midstream":
+            row = asyncio.run(ours(path, "normal", nodes, size))
+        else:
+            row = peer(str(peers), f"{system}_chain.py", path, nodes, size)
+        return row.get("error") or f"{row['bytes'] / 1e6:.1f} MB, {row['bytes'] / row['payload']:.1f} times its texts"
+    if system == "midstream":
+        found = printed([sys.executable, "-m", "benchmarks.plans.midstream_traps", str(path), trap])
+    else:
+        found = peer(str(peers), f"{system}_traps.py", path, trap)
+    return found.get("outcome") or found["error"]
+
+
+def traps(folder: Path, peers: str | None) -> None:
+    """Print what each system does in each trap."""
+    for trap, what in TRAPS.items():
+        print(f"  {what} (tests/plans/{TESTS[trap]})")
+        for system in ("midstream", "langgraph", "dbos") if peers else ("midstream",):
+            print(f"    {system:<10} {outcome(system, trap, folder, peers)}")
 
 
 def show(name: str, row: dict[str, Any]) -> None:
@@ -133,10 +143,20 @@ def main() -> None:
     parser.add_argument("--peers", help="python of an environment with langgraph-checkpoint-sqlite and dbos")
     parser.add_argument("--nodes", type=int, default=300)
     parser.add_argument("--large", type=int, default=10_000)
+    parser.add_argument("--traps", action="store_true", help="only the traps")
     arguments = parser.parse_args()
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     print(f"{names[0].partition(':')[2].strip()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     print(f"Python {platform.python_version()}; ms a node: median gap, mean, CPU; {arguments.nodes} nodes in a chain")
+    if not arguments.traps:
+        costs(arguments)
+    print("traps")
+    with tempfile.TemporaryDirectory() as name:
+        traps(Path(name), arguments.peers)
+
+
+def costs(arguments: argparse.Namespace) -> None:
+    """Print what a node costs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for size in (10, 2000):
@@ -154,17 +174,6 @@ def main() -> None:
         show(f"midstream, {arguments.large:,} nodes", row)
         print(f"  its memory grew by {grown:.0f} MB")
         print(f"  200 plans of 20 nodes at once: {asyncio.run(many(folder / 'many.db', 200, 20)):.2f} ms a node")
-        print("traps")
-        print(f"  a node waits for an unrelated slow one   midstream {asyncio.run(barrier(folder / 'b.db')):.2f} s")
-        print(f"  effects before a question, after resume  midstream {asyncio.run(question(folder / 'q.db'))}")
-        if arguments.peers:
-            print(f"  the same with langgraph: {peer(arguments.peers, 'langgraph_traps.py', folder / 'lg.db')}")
-            for what, told in (
-                ("graph", "a graph killed in the middle"),
-                ("edit", "its source edited while it is down"),
-            ):
-                print(f"  {told}, dbos: {peer(arguments.peers, 'dbos_traps.py', folder / f'{what}.db', what)}")
-            print("  both with midstream: tests/plans/test_kill.py and test_workers.py")
 
 
 if __name__ == "__main__":
