@@ -55,7 +55,7 @@ help:
 	@echo "make bench-react       train configs/react.yaml with three seeds, and evaluate without each tool; half an hour"
 	@echo "make bench-environments  train SmolLM2 on environments of reasoning-gym and verifiers, 20 steps each; a quarter of an hour"
 	@echo "make bench-team        compare credit per role with shared credit on a team of two; half an hour"
-	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
+	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once, retrieval; minutes"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
 	@echo "make docs       write the generated pages and pictures in docs/"
 	@echo "make check      check formatting, lint and types"
@@ -242,6 +242,7 @@ bench-team: $(READY)
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
 	$(BIN)/python -m benchmarks.tools.trajectories
+	$(BIN)/python -m benchmarks.tools.memory
 
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:
