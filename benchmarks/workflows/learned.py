@@ -1,12 +1,12 @@
-"""What runs of `configs/workflow_smollm2.yaml` score on the test tasks of `assorted`, beside the best constant workflow.
+"""What runs of `configs/workflow_smollm2.yaml` score on test tasks, beside the best constant workflow.
 
     python benchmarks/workflows/learned.py runs/smollm2_0 runs/smollm2_1 runs/smollm2_2 --cache replies.sqlite
 
 The constant workflows are those of `constant.py`; the best one is chosen on validation tasks. Reads the evaluations of
-each run (before training, after the warm start, after reinforcement learning), scores the constant workflow on the same
-test tasks with the same executor, and prints scores, differences by task with bootstrap intervals, the share of valid
-workflows, the tokens of a task (the writer's and the executor's), and scores by sort. The rows `all runs` are means over
-the runs; their interval is over tasks, for the runs at hand.
+each run (before training, after the warm start, after reinforcement learning), scores the constant workflows on the
+same tasks with the same executor, and prints scores, differences by task with bootstrap intervals, the share of valid
+workflows, the tokens of a task (the writer's and the executor's), and scores by sort. Rows `all runs` are means over
+the runs; their intervals are over tasks, for these runs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_run(path: Path, label: str) -> Row:
     if not found:
         raise SystemExit(f"{path} has no evaluation '{label}' on test tasks")
     return Row(
-        {one.task.id: one.rewards["workflow_solved"] for one in found},
+        {one.task.id: one.rewards["workflow_solved"] or 0.0 for one in found},
         {one.task.id: _tokens(one) for one in found},
         fmean(bool(one.metadata["workflow"]["valid"]) for one in found),
     )
