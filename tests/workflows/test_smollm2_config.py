@@ -6,7 +6,10 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from midstream.api import load_config, train
+from midstream.core.errors import ConfigError
 from midstream.learn.run.setup import build
 from midstream.learn.run.warm_start import demonstrate
 from midstream.record.store import Store
@@ -47,3 +50,9 @@ def test_the_demonstrations_are_workflows_and_use_every_operator() -> None:
     workflows = [read_workflow(text) for text in texts]
     assert len(workflows) == 40
     assert {one.operator for each in workflows for one in each.instances} == {"Custom", "Programmer", "Search"}
+
+
+def test_a_cache_of_replies_cannot_be_deterministic() -> None:
+    with pytest.raises(ConfigError, match=r"flow\.settings\.cache"):
+        load_config(str(CONFIG), ["trainer.deterministic=true"])
+    assert load_config(str(CONFIG), ["trainer.deterministic=true", "flow.settings.cache=false"]).trainer.deterministic
