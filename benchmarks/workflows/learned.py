@@ -23,8 +23,7 @@ from constant import evaluated
 from midstream.core.statistics import bootstrap_mean
 from midstream.core.types import Task, Trajectory
 from midstream.record.store import Store
-from midstream.tasks import take
-from midstream.tasks.assorted import SORTS, assorted
+from midstream.tasks.assorted import SORTS
 
 LABELS = ("base", "warm start", "final")
 
@@ -38,18 +37,19 @@ class Row:
     valid: float
 
 
-def read_run(path: Path, label: str) -> Row:
-    """Read one evaluation on the test split from the store of a run."""
+def read_run(path: Path, label: str) -> tuple[Row, list[Task]]:
+    """Read one evaluation on the test split from the store of a run, with its tasks."""
     prefix = f"test-{label.replace(' ', '-')}-"
     with Store(path / "store.sqlite", read_only=True) as store:
         found = [one for one in store.trajectories.iterate(channel="test") if one.uid.startswith(prefix)]
     if not found:
         raise SystemExit(f"{path} has no evaluation '{label}' on test tasks")
-    return Row(
+    row = Row(
         {one.task.id: one.rewards["workflow_solved"] or 0.0 for one in found},
         {one.task.id: _tokens(one) for one in found},
         fmean(bool(one.metadata["workflow"]["valid"]) for one in found),
     )
+    return row, [one.task for one in found]
 
 
 def _tokens(trajectory: Trajectory) -> float:
@@ -88,16 +88,17 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="file for the executor's replies, which a later run reads")
     options = parser.parse_args()
 
-    learned = {label: [read_run(path, label) for path in options.runs] for label in LABELS}
-    tasks = take(assorted(), "test", len(learned["base"][0].scores))
-    if any(set(row.scores) != {task.id for task in tasks} for rows in learned.values() for row in rows):
-        raise SystemExit("the runs were evaluated on other tasks than the first test tasks of 'assorted'")
+    read = {label: [read_run(path, label) for path in options.runs] for label in LABELS}
+    tasks = read["base"][0][1]
+    if any(set(row.scores) != {task.id for task in tasks} for found in read.values() for row, _ in found):
+        raise SystemExit("the runs were evaluated on different tasks")
 
     table: dict[str, Row] = {}
     for name, one in asyncio.run(evaluated(tasks, options.model, options.cache)).items():
         table[name] = Row(one.by_task, {each.task: each.tokens or 0 for each in one.outcomes}, 1.0)
     best = max(table, key=lambda name: fmean(table[name].scores.values()))
-    for label, rows in learned.items():
+    for label, found in read.items():
+        rows = [row for row, _ in found]
         table |= {f"{path.name}, {label}": row for path, row in zip(options.runs, rows, strict=True)}
         table[f"all runs, {label}"] = mean_of(rows)
     print_table(table, best, tasks)
