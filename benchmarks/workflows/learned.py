@@ -1,6 +1,6 @@
 """What runs of `configs/workflow_smollm2.yaml` score on test tasks, beside the best constant workflow.
 
-    python benchmarks/workflows/learned.py runs/smollm2_0 runs/smollm2_1 runs/smollm2_2 --cache replies.sqlite
+    python benchmarks/workflows/learned.py runs/writer_0 runs/writer_1 --cache replies.sqlite
 
 Reads the evaluations of each run (before training, after the warm start, after reinforcement learning), scores the
 constant workflows of `constant.py` on the same tasks with the same executor, and prints scores, differences by task to
