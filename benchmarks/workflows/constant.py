@@ -69,10 +69,11 @@ def print_table(found: Mapping[str, Evaluation], tasks: Sequence[Task]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the tasks")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--cache", type=Path, help="file for the model's replies, which a later run reads")
     options = parser.parse_args()
-    tasks = take(assorted(), "test", options.tasks)
+    tasks = take(assorted(options.seed), "test", options.tasks)
     print_table(asyncio.run(evaluated(tasks, options.model, options.cache)), tasks)
 
 

@@ -345,6 +345,9 @@ def _by_timing(flow: FlowConfig) -> str | None:
     """Return the setting by which what an attempt does depends on timing, None if there is none."""
     if flow.name in ("plan_and_execute", "coordinator") and flow.settings.get("concurrency", 1) != 1:
         return "flow.settings.concurrency"
+    if flow.name == "workflow_writer" and flow.settings.get("cache"):
+        # A deterministic engine also waits for the calls of attempts that wait for another one's reply.
+        return "flow.settings.cache"
     budget = flow.settings.get("budget")
     return "flow.settings.budget.seconds" if isinstance(budget, dict) and budget.get("seconds") else None
 

@@ -85,7 +85,7 @@ class WorkflowWriterSettings(Config):
     cache: bool = False
     """Make equal calls of the executor (messages, sampling parameters and seed) once in a run. Attempts at one task
     share seeds, so those that write the same workflow share its replies. A repeated call has its tokens and cost in the
-    record of the workflow, but no step of its own."""
+    record of the workflow, but no step of its own. Cannot be combined with `trainer.deterministic`."""
     run: RunSettings = RunSettings()
     """How the workflow is run."""
     limits: WorkflowLimits = WorkflowLimits()
