@@ -15,6 +15,8 @@ from midstream.core.types import Status, Trajectory
 from midstream.engines.base import Request
 from midstream.record.store import Store
 from midstream.rollouts import branches_of
+from midstream.rollouts.attempts import Branch, Rerun
+from midstream.rollouts.branches import misses
 from midstream.tools import tool
 
 rung: list[str] = []
@@ -134,3 +136,19 @@ def test_a_step_that_is_not_there_is_refused(make_worker: Any, attempt: Any) -> 
     for at in (-1, 4):
         with pytest.raises(ConfigError, match="it has the steps 0 to 3"):
             branches_of(attempt(), original, at, 1)
+
+
+def test_a_rerun_without_a_role_is_not_branched(make_worker: Any, attempt: Any) -> None:
+    original, _, _ = branched(make_worker, attempt, 0, 0)
+    with pytest.raises(ConfigError, match="is a re-run without a role"):
+        branches_of(replace(attempt(), rerun=Rerun(original, "policy", "")), original, 1, 1)
+
+
+@pytest.mark.parametrize("change", [{"text": "No."}, {"messages": ({"role": "user", "content": "Why?"},)}])
+def test_a_step_without_tokens_is_compared_by_its_texts(make_worker: Any, attempt: Any, change: Any) -> None:
+    original, _, _ = branched(make_worker, attempt, 0, 0)
+    steps = tuple(replace(step, prompt_ids=(), response_ids=(), rollout_log_probs=None) for step in original.steps)
+    original = replace(original, steps=steps)
+    other = replace(original, steps=(steps[0], replace(steps[1], **change), *steps[2:]))
+    assert misses(Branch(original, 2), original) == misses(Branch(original, 1), other) == ""
+    assert misses(Branch(original, 2), other).startswith("step 1 is not that of")

@@ -114,17 +114,27 @@ def test_training_yaml_trains(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "given", "device"),
+    ("gpus", "given", "visible", "device"),
     [
-        ((), ["physical_gpus=[2]"], "auto"),
-        ((0, 2), ["physical_gpus=[2]"], "cuda:2"),
-        ((0, 2), ["physical_gpus=null"], "cuda:0"),
-        ((0, 2), ["physical_gpus=null", "device_mapping=null"], "auto"),
+        ((), ["physical_gpus=[2]"], None, "auto"),
+        ((0, 2), ["physical_gpus=[2]"], None, "cuda:2"),
+        ((0, 2), ["physical_gpus=[2]"], "2", "cuda:0"),
+        ((0, 2), ["physical_gpus=[2]"], "0, 2", "cuda:1"),
+        ((0, 2), ["physical_gpus=null"], None, "cuda:0"),
+        ((0, 2), ["physical_gpus=null", "device_mapping=null"], "2", "auto"),
     ],
 )
 def test_physical_gpus_choose_the_device(
-    project: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], given: list[str], device: str
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: tuple[int, ...],
+    given: list[str],
+    visible: str | None,
+    device: str,
 ) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = [Device(index, "H100", 0, 81559, 0) for index in gpus]
     monkeypatch.setattr("midstream.workflows.seed003.find_devices", lambda: found)
     settings, notes = translate({**yaml.safe_load(TRAINING), **yaml.safe_load("\n".join(given).replace("=", ": "))})
@@ -136,6 +146,10 @@ def test_mistakes_are_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr("midstream.workflows.seed003.find_devices", lambda: [Device(0, "H100", 0, 81559, 0)])
         with pytest.raises(ConfigError, match=r"there is no GPU 2 here; there is \[0\]"):
+            load_config("config/training.yaml")
+        patch.setattr("midstream.workflows.seed003.find_devices", lambda: [Device(2, "H100", 0, 81559, 0)])
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=0,1 hides GPU 2"):
             load_config("config/training.yaml")
     for change, said in (
         ("lora_rnk=3", "lora_rnk"),

@@ -28,7 +28,9 @@ Prompt = tuple[str, str]
 def branches_of(attempt: Attempt, original: Trajectory, at: int, count: int) -> list[Attempt]:
     """Return `count` attempts that share the first `at` steps of `original`, the trajectory of `attempt`.
 
-    Raises `ConfigError` if `original` has no step number `at` (from 0)."""
+    Raises `ConfigError` if `original` has no step number `at` (from 0), or is a re-run without a role."""
+    if attempt.rerun is not None:
+        raise ConfigError(f"'{original.uid}' is a re-run without a role; branch at a step of its original instead")
     if not 0 <= at < len(original.steps):
         raise ConfigError(
             f"'{original.uid}' has no step {at} to branch at", f"it has the steps 0 to {len(original.steps) - 1}"
@@ -70,13 +72,14 @@ def misses(branch: Branch, trajectory: Trajectory) -> str:
     """Return how `trajectory` left its original before the branch; empty if it did not."""
     for step in branch.original.steps[: branch.at]:
         own = trajectory.steps[step.step_index] if step.step_index < len(trajectory.steps) else None
-        if own is None or (own.role, own.prompt_ids, own.response_ids) != (
-            step.role,
-            step.prompt_ids,
-            step.response_ids,
-        ):
+        if own is None or _compared(own) != _compared(step):
             return f"step {step.step_index} is not that of '{branch.original.uid}', which it should share"
     return ""
+
+
+def _compared(step: Step) -> tuple[object, ...]:
+    """What a shared step has in common with the original. Steps of engines without tokens have only texts."""
+    return step.role, call_key(step), step.response_ids, step.text
 
 
 class SharedEngine(EngineWrapper):

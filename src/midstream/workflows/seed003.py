@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,15 @@ def _device(given: Mapping[str, Any], notes: list[str]) -> str:
     first = wanted[0] if isinstance(wanted, list) else wanted
     if first not in present:
         raise ConfigError(f"physical_gpus: there is no GPU {first} here; there is {present}", "see: midstream devices")
-    return f"cuda:{first}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return f"cuda:{first}"
+    numbers = [name.strip() for name in visible.split(",")]  # `cuda:0` is the first of these
+    if str(first) not in numbers:
+        raise ConfigError(
+            f"physical_gpus: CUDA_VISIBLE_DEVICES={visible} hides GPU {first}", "unset it, or name the GPU in both"
+        )
+    return f"cuda:{numbers.index(str(first))}"
 
 
 def _wandb(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
