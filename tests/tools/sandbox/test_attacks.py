@@ -111,7 +111,6 @@ ATTACKS = {
         "held = []\nwhile True:\n    try:\n        held.append('x' * (10 << 20) + str(len(held)))\n"
         "    except MemoryError:\n        pass\n",
         ("timeout", "memory"),
-        limits=SHORT,
     ),
     "exit": Attack("import os\nos._exit(0)\n", ("error",), "exit code 0"),
     "forked_child_that_goes_on": Attack(
