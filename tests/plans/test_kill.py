@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("database", "points", "pairs"), [("sqlite", 20, 14), ("postgresql", 10, 7)])
+@pytest.mark.parametrize(("database", "points", "pairs"), [("sqlite", 20, 12), ("postgresql", 10, 7)])
 def test_killed_at_its_writes_a_plan_ends_as_if_undisturbed(
     database: str, points: int, pairs: int, request: pytest.FixtureRequest
 ) -> None:

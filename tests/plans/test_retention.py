@@ -65,7 +65,7 @@ def test_old_runs_are_deleted_while_a_long_run_goes_on_even_after_a_failure(
 ) -> None:
     let_go = asyncio.Event()
 
-    @handler("long", effects="none")
+    @handler("long", effects="none", timeout_s=100 * DAY)  # the clock is moved by days
     async def long() -> None:
         await let_go.wait()
 
