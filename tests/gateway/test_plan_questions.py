@@ -114,7 +114,7 @@ def test_a_form_answers_a_question_or_says_why_not(served: Served) -> None:
     answered = form(served, **about, **{"answer.seats": "2"})
     assert answered.status_code == 303
     shown = served.client.get(answered.headers["location"].replace("plans", "/plans"))
-    assert "Answered &#39;seats&#39; of run &#39;two&#39;." in shown.text and shown.text.count("<form") == 1
+    assert "Answered a question of run <code>two</code>." in shown.text and shown.text.count("<form") == 1
     again = form(served, **about, **{"answer.seats": "3"})
     assert again.status_code == 404 and "has no open question" in again.text
 
@@ -174,4 +174,4 @@ def test_what_a_question_says_cannot_change_the_page() -> None:
     schema = {"type": "object", "properties": {hostile: {"enum": [hostile]}}, "required": [hostile]}
     asked = [OpenQuestion("run", "id", hostile, hostile, one, 0.0, 1.0) for one in (schema, {"enum": [hostile]})]
     filled = {"run": "run", "question": "id", f"answer.{hostile}": hostile, "answer": hostile}
-    assert "<script" not in questions_page(asked, done=hostile, problem=hostile, filled=filled)
+    assert "<script" not in questions_page(asked, answered=hostile, problem=hostile, filled=filled)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from midstream.core.errors import ConfigError
-from midstream.core.types import Status, Trajectory
+from midstream.core.types import FinishReason, Status, Trajectory
 from midstream.engines.base import Request
 from midstream.record.store import Store
 from midstream.rollouts import branches_of
 from midstream.rollouts.attempts import Branch, Rerun
 from midstream.rollouts.branches import misses
+from midstream.rollouts.reruns import rerun_of
 from midstream.tools import tool
 
 rung: list[str] = []
@@ -128,7 +129,8 @@ def test_a_flow_that_goes_another_way_fails_and_says_where(make_worker: Any, att
     (branch,) = branches_of(given, original, 2, 1)
     other = make_worker(Says(), "react", tools=(f"{__name__}:ring",), settings={"max_actions": 5})
     failed = asyncio.run(other.run(replace(branch, uid="v")))
-    assert failed.status is Status.FAILED and failed.error == "step 0 is not that of 'u', which it should share"
+    assert failed.status is Status.FAILED and failed.metadata["failure"] == "infrastructure"
+    assert failed.error == "step 0 is not that of 'u', which it should share"
 
 
 def test_a_step_that_is_not_there_is_refused(make_worker: Any, attempt: Any) -> None:
@@ -152,3 +154,22 @@ def test_a_step_without_tokens_is_compared_by_its_texts(make_worker: Any, attemp
     other = replace(original, steps=(steps[0], replace(steps[1], **change), *steps[2:]))
     assert misses(Branch(original, 2), original) == misses(Branch(original, 1), other) == ""
     assert misses(Branch(original, 2), other).startswith("step 1 is not that of")
+
+
+def test_a_trajectory_is_not_branched_behind_a_step_that_was_interrupted(make_worker: Any, attempt: Any) -> None:
+    original, _, _ = branched(make_worker, attempt, 0, 0)
+    first, *rest = original.steps
+    cut = replace(original, steps=(replace(first, finish_reason=FinishReason.INTERRUPTED), *rest))
+    assert len(branches_of(attempt(), cut, 0, 2)) == 2
+    with pytest.raises(ConfigError, match="step 0 of 'u' was interrupted"):
+        branches_of(attempt(), cut, 1, 1)
+
+
+def test_a_branch_is_repeated_without_a_role(make_worker: Any, attempt: Any) -> None:
+    given, worker = attempt(), make_worker(Says(), "react", tools=(f"{__name__}:ring",))
+    original = asyncio.run(worker.run(given))
+    (branch,) = branches_of(given, original, 2, 1)
+    made = asyncio.run(worker.run(branch))
+    rerun = asyncio.run(worker.run(rerun_of(branch, made, "policy", "nothing")))
+    assert rerun.metadata["rerun_of"] == branch.uid and "branch_of" not in rerun.metadata
+    assert {step.text for step in rerun.steps} == {"nothing"}

@@ -20,7 +20,7 @@ from midstream.store import leases
 from midstream.store.engine import INSERT
 
 PAGE = 5000
-PRUNED_AT_ONCE = 1000
+PRUNED_AT_ONCE = 100
 """Runs deleted in one transaction, which blocks other writers."""
 
 

@@ -28,13 +28,16 @@ Prompt = tuple[str, str]
 def branches_of(attempt: Attempt, original: Trajectory, at: int, count: int) -> list[Attempt]:
     """Return `count` attempts that share the first `at` steps of `original`, the trajectory of `attempt`.
 
-    Raises `ConfigError` if `original` has no step number `at` (from 0), or is a re-run without a role."""
+    Raises `ConfigError` if `original` has no step number `at` (from 0), was interrupted before it, or is a re-run
+    without a role."""
     if attempt.rerun is not None:
         raise ConfigError(f"'{original.uid}' is a re-run without a role; branch at a step of its original instead")
     if not 0 <= at < len(original.steps):
         raise ConfigError(
             f"'{original.uid}' has no step {at} to branch at", f"it has the steps 0 to {len(original.steps) - 1}"
         )
+    if cut := [step.step_index for step in original.steps[:at] if step.finish_reason == FinishReason.INTERRUPTED]:
+        raise ConfigError(f"step {cut[0]} of '{original.uid}' was interrupted; branch at this step or before it")
     return [
         replace(
             attempt,
@@ -52,8 +55,7 @@ def branch_engines(
     """Return the engines of a branch, of which the calls of the steps `answered` were made before its process died."""
     shared: defaultdict[Prompt, deque[Step]] = defaultdict(deque)
     for step in branch.original.steps[: branch.at]:
-        if step.finish_reason != FinishReason.INTERRUPTED:
-            shared[step.role, call_key(step)].append(step)
+        shared[step.role, call_key(step)].append(step)
     for step in answered:
         if known := shared.get((step.role, call_key(step))):
             known.popleft()

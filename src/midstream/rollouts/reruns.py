@@ -24,7 +24,7 @@ CHANNEL = "rerun"
 def rerun_of(attempt: Attempt, original: Trajectory, role: str, reply: str = "") -> Attempt:
     """Return the attempt that repeats `attempt`, whose trajectory is `original`, with `role` as a no-op."""
     rerun = Rerun(original, role, reply)
-    return replace(attempt, uid=f"{attempt.uid}-without-{role}", channel=CHANNEL, rerun=rerun)
+    return replace(attempt, uid=f"{attempt.uid}-without-{role}", channel=CHANNEL, rerun=rerun, branch=None)
 
 
 def trained_roles(trajectory: Trajectory) -> list[str]:

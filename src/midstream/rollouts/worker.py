@@ -145,7 +145,8 @@ class AgentFlowWorker:
         if attempt.link is not None:
             trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.link.metadata})
         if attempt.branch is not None and (problem := misses(attempt.branch, trajectory)):
-            trajectory = replace(trajectory, status=Status.FAILED, error=trajectory.error or problem)
+            failed = replace(trajectory, status=Status.FAILED, error=trajectory.error or problem)
+            trajectory = with_failure(failed, Failure.INFRASTRUCTURE)  # says nothing about the policy
         if self._score is not None:
             trajectory = await self._score(trajectory)
         try:

@@ -9,6 +9,7 @@ template in a result are encoded as text (`midstream.engines.chat`).
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from midstream.core.types import ToolCall
@@ -52,8 +53,9 @@ def escape_headers(text: str, names: Iterable[str]) -> str:
 
 def _visible(text: str) -> str:
     """`text` without characters that do not show, and with each blank as a space."""
-    return "".join(" " if sign.isspace() else sign for sign in text if sign.isspace() or sign.isprintable())
+    return "".join(" " if sign.isspace() else sign for sign in text if sign.isspace() or _shows(sign))
 
 
 def _shows(sign: str) -> bool:
-    return sign.isprintable() and not sign.isspace()
+    """Whether a character shows by itself. Marks, such as variation selectors, only change the character before."""
+    return sign.isprintable() and not sign.isspace() and not unicodedata.category(sign).startswith("M")

@@ -142,15 +142,18 @@ def translate(data: Mapping[str, Any], folder: Path = Path()) -> tuple[dict[str,
 
 
 def _device(given: Mapping[str, Any], notes: list[str]) -> str:
-    """The first of `physical_gpus`, else of `device_mapping`; the CPU, with a note, where there is no GPU."""
+    """The first of `physical_gpus`; else of `device_mapping`, which counts the GPUs that are visible; the CPU, with a
+    note, where there is no GPU."""
     present = [one.index for one in find_devices()]
     if not present:
         notes.append(NO_GPU)
         return "auto"
-    wanted = given.get("physical_gpus") or given.get("device_mapping")
-    if not wanted:
-        return "auto"
-    first = wanted[0] if isinstance(wanted, list) else wanted
+    first, counted = (
+        next(iter(value), None) if isinstance(value := given.get(key), list) else value
+        for key in ("physical_gpus", "device_mapping")
+    )
+    if first is None:
+        return "auto" if counted is None else f"cuda:{counted}"
     if first not in present:
         raise ConfigError(f"physical_gpus: there is no GPU {first} here; there is {present}", "see: midstream devices")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

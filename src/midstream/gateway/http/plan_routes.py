@@ -88,7 +88,7 @@ class _Pages:
         self._gateway, self._reader = gateway, reader
 
     async def show(self, request: Request, caller: Caller) -> Response:
-        return await self._page(_executor(self._gateway, caller), done=request.query_params.get("done", "")[:500])
+        return await self._page(_executor(self._gateway, caller), answered=name_in_query(request, "answered") or "")
 
     async def submit(self, request: Request, caller: Caller) -> Response:
         """Answer a question and show the rest; a refused answer shows the page again, with the reason."""
@@ -101,9 +101,13 @@ class _Pages:
             return await self._page(executor, 404, problem=f"Run '{run}' has no open question '{key}'.", filled=fields)
         try:
             await executor.answer(run, key, answer_of(fields, asked.schema))
-        except (NoSuchQuestion, AnswerRefused) as error:
+        except (NoSuchRun, NoSuchQuestion) as error:
+            return await self._page(executor, 404, problem=error.message, filled=fields)
+        except AnswerRefused as error:
             return await self._page(executor, 400, problem=error.message, filled=fields)
-        return RedirectResponse("plans?" + urlencode({"done": f"Answered '{asked.path}' of run '{run}'."}), 303)
+        except RunError as error:
+            raise ApiError(503, error.message, retry_after_s=1) from None
+        return RedirectResponse("plans?" + urlencode({"answered": run}), 303)
 
     async def _page(self, executor: AgentExecutor, status: int = 200, **shown: Any) -> Response:
         page = questions_page(await executor.questions(), **shown)

@@ -28,13 +28,14 @@ _LAST = datetime(9999, 12, 31, 23, 59, tzinfo=UTC).timestamp()
 
 
 def questions_page(
-    questions: Sequence[OpenQuestion], *, done: str = "", problem: str = "", filled: Mapping[str, str] | None = None
+    questions: Sequence[OpenQuestion], *, answered: str = "", problem: str = "", filled: Mapping[str, str] | None = None
 ) -> str:
-    """Return the page. `done` says what was answered; `problem` why an answer was refused, and `filled` is its form."""
+    """Return the page. `answered` is the run of the question that was answered; `problem` says why an answer was
+    refused, and `filled` is its form."""
     given = filled or {}
     shown = [(one, (one.run, one.id) == (given.get("run"), given.get("question"))) for one in questions]
     placed = any(refused for _, refused in shown)
-    return _template().render(questions=shown, done=done, problem=problem, filled=given, placed=placed)
+    return _template().render(questions=shown, answered=answered, problem=problem, filled=given, placed=placed)
 
 
 def read_form(content: bytes) -> dict[str, str]:
