@@ -89,6 +89,8 @@ def random_plan(draw: random.Random, depth: int = 0) -> dict[str, Any]:
             nodes[0] |= {"handler": "put", "args": {"what": "saved"}}
             for name in ("plan", "map", "loop", "fallback", "on_failure"):
                 nodes[0].pop(name, None)
+            for node in nodes[1:]:  # what is undone on the way back must not depend on which node ends first
+                node["after"] = node.get("after") or [nodes[0]["id"]]
         elif draw.random() < 0.2:
             plan["on_failure"] = "stop"
     if not depth and draw.random() < 0.3:
