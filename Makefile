@@ -52,7 +52,7 @@ help:
 	@echo "make bench-limits      profile learning and sampling; a minute"
 	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-plans  a durable plan node compared with LangGraph and DBOS; installs them into $(DURABLE)"
-	@echo "make bench-react       train configs/react.yaml with three seeds, and evaluate without each tool; half an hour"
+	@echo "make bench-react       train configs/react.yaml with three seeds, and evaluate without each tool; an hour"
 	@echo "make bench-environments  train SmolLM2 on environments of reasoning-gym and verifiers, 20 steps each; a quarter of an hour"
 	@echo "make bench-team        compare credit per role with shared credit on a team of two; half an hour"
 	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once, retrieval; minutes"
