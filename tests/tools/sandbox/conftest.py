@@ -13,7 +13,7 @@ from midstream.tools.sandbox import Limits, Sandbox, SandboxConfig, backends, op
 T = TypeVar("T")
 BACKENDS = ("bubblewrap", "interpreter")
 Use = Callable[[Callable[[Sandbox], Awaitable[Any]]], Any]
-LIMITS = Limits(wall_s=4, cpu_s=2, memory_mb=200, processes=24, files=200, file_mb=8, output_kb=64)
+LIMITS = Limits(wall_s=60, cpu_s=2, memory_mb=200, processes=24, files=200, file_mb=8, output_kb=64)
 """Small, so that every attack ends quickly."""
 
 
