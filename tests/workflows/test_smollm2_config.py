@@ -26,7 +26,7 @@ def test_one_step_is_sampled_run_and_learned_from(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     evals = [json.loads(line) for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
     assert result.status == "finished"
-    assert [row["stage"] for row in rows] == ["warm_start", "warm_start", "rl"]
+    assert [row["stage"] for row in rows] == ["warm_start"] * 4 + ["rl"]
     assert [(row["label"], row["split"], row["n"]) for row in evals] == [
         ("base", "test", 2),
         ("warm start", "test", 2),
