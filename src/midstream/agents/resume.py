@@ -129,8 +129,8 @@ def restore_calls(session: FlowSession) -> None:
 
 
 async def count_calls_with_keys(session: FlowSession) -> None:
-    """Count the recorded tool calls with a key, which a resumed attempt may not make again. Those without a key are
-    counted when the attempt comes to them."""
+    """Count the recorded tool calls that have a key against the budget; a resumed attempt may never ask for them again.
+    Calls without a key are counted as `call_once` answers them."""
     for call in session.actions.results(keyed=True) if session.actions is not None else ():
         if _is_call(call) and not session.tools.rebuilds(call["tool"]):
             await session.tools.restore(ToolCall(**call))

@@ -63,7 +63,7 @@ class Completion:
     usage: tuple[int, int] | None = None
     """Prompt and response tokens as a remote server counts them; None where `ids` say it, or nobody does."""
     trainable: bool = True
-    """False for a reply that another trajectory sampled, in which it is trained on."""
+    """False for a reply that is copied from another trajectory; only the copy in that trajectory is trained on."""
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):

@@ -165,7 +165,7 @@ ATTACKS = {
         ("error", "ok"),
     ),
     "cut_connection": Attack(
-        "import os, time\nos.closerange(0, 4096)\ntime.sleep(60)\n", ("error",), "closed its connection", SHORT
+        "import os, time\nos.closerange(0, 4096)\ntime.sleep(60)\n", ("error",), "closed its connection"
     ),
     "answers_of_its_own": Attack(
         "import os, json, struct\n"
